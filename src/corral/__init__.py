@@ -1,0 +1,3 @@
+"""corral: serve language models from your own hardware."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The engine: sequences, KV blocks, the scheduler, and the process that runs them."""

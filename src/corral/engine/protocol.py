@@ -1,0 +1,95 @@
+"""Frames between the server and an engine process: a 4-byte little-endian length, then msgpack.
+
+The server sends Add, Cancel and Stop; the engine answers Ready or LoadFailed once, then one Step frame a step.
+A frame longer than MAX_FRAME ends the connection. Nothing on this socket is ever unpickled.
+"""
+
+import msgspec
+
+from corral.types import FinishReason, SamplingParams, SequenceStats, TokenLogprob
+
+MAX_FRAME = 64 * 2**20
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an engine process needs to load one model; passed as JSON on its standard input."""
+
+    path: str  # the GGUF file
+    threads: int
+    batch_tokens: int
+    max_sequences: int
+    kv_bytes: int  # memory for the KV cache
+    isa: str = "auto"  # which native kernels: auto, avx2, scalar
+
+
+class Add(msgspec.Struct, frozen=True, tag="add"):
+    """Start a sequence. `prompt` is the token ids as little-endian int32 bytes."""
+
+    id: int
+    prompt: bytes
+    params: SamplingParams
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Forget a sequence; unknown ids are ignored (it may just have finished)."""
+
+    id: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Exit now."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is loaded."""
+
+    context_length: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    weight_bytes: int  # packed weights
+    kv_bytes: int
+    load_ns: int
+    isa: str
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """The model cannot be loaded; `kind` is the name of a class in corral.errors."""
+
+    kind: str
+    message: str
+
+
+class Output(msgspec.Struct, frozen=True, omit_defaults=True):
+    """New tokens of one sequence. The last one carries finish and stats; `error` explains finish == error."""
+
+    id: int
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob | None] = []  # with the first output; None for the first token
+    finish: FinishReason | None = None
+    stats: SequenceStats | None = None
+    error: str = ""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How full the engine is after a step."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0  # free but holding reusable prefixes
+    tokens_held: int = 0  # tokens in used blocks: blocks_used * block_size - tokens_held are wasted
+    preemptions: int = 0
+    steps: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """What one step gave."""
+
+    outputs: list[Output]
+    load: Load
+
+
+ToEngine = Add | Cancel | Stop
+FromEngine = Ready | LoadFailed | Step

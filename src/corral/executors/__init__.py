@@ -1,0 +1,1 @@
+"""What runs a Program: native (C++, for CPUs) and reference (numpy, the definition of correct)."""

@@ -1,0 +1,1 @@
+"""Architectures, each described once as a Program."""

@@ -1,0 +1,1 @@
+"""Models on disk: names, manifests and blobs, and where they come from."""

@@ -1,0 +1,1 @@
+"""Formats on disk, read as QTensors."""
