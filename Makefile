@@ -1,0 +1,56 @@
+# make run    set up, fetch the default model, serve it on 127.0.0.1:11434
+# make test   set up, run every check and every test that this machine can (about 10 minutes)
+# make check  format, lint, types, import rules, line budget
+# make bench  throughput, latency, start-up, memory and accuracy against llama-server (docs/benchmarks.md)
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE_SOURCES := CMakeLists.txt $(wildcard native/*)
+
+.PHONY: run setup dev test test-all check format bench native clean
+
+run: setup
+	@$(BIN)/corral serve --model smollm2:135m
+
+setup: $(VENV)/.setup
+dev: $(VENV)/.dev
+
+# The project itself, built with its pinned build tools; editable, so Python sources are used in place.
+$(VENV)/.setup: pyproject.toml $(NATIVE_SOURCES)
+	@$(PYTHON) scripts/setup.py $(VENV)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.setup
+	@$(PYTHON) scripts/setup.py $(VENV) --dev
+	@touch $@
+
+# For work on the kernels: build in place, without pip.
+native: 
+	@$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) >/dev/null
+	@$(BIN)/cmake --build build/native -j2
+	@cp build/native/_native*.so src/corral/
+
+check: dev
+	@$(BIN)/ruff format --check src tests scripts
+	@$(BIN)/ruff check src tests scripts
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python scripts/size.py
+
+format: dev
+	@$(BIN)/ruff format src tests scripts
+	@$(BIN)/ruff check --fix src tests scripts
+
+test: check
+	@$(BIN)/python -m pytest -q
+
+test-all: check
+	@$(BIN)/python -m pytest -q -m ""
+
+bench: dev
+	@$(BIN)/python scripts/bench.py
+
+clean:
+	rm -rf $(VENV) build src/corral/_native*.so
