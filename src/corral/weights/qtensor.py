@@ -32,7 +32,7 @@ class Groups:
         offset = None if self.offset is None else self.offset.astype(np.float32)
         if self.sub_scale is not None:
             scale = np.repeat(scale, per_group // scale.shape[1], axis=1) * self.sub_scale
-            if offset is not None:
+            if offset is not None and self.sub_offset is not None:
                 offset = -np.repeat(offset, per_group // offset.shape[1], axis=1) * self.sub_offset
         grouped = self.codes.reshape(len(self.codes), per_group, self.group).astype(np.float32) - self.zero
         grouped *= scale[:, :, None]

@@ -1,0 +1,201 @@
+"""The GGUF reader: metadata and tensor table of a mapped file, checked against the file's size before use.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A file is header, key-value pairs, tensor
+table and, aligned, the tensors' data. Versions 2 and 3, little-endian. No array library is imported here: the
+API process reads metadata too. Tensors become QTensors in weights/tensors.py.
+"""
+
+import contextlib
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from corral.errors import CorruptModel, ModelNotFound, UserError
+from corral.weights.cursor import Cursor, StringArray, Value
+from corral.weights.ggml_types import REMOVED_TYPES, TENSOR_TYPES
+
+__all__ = ["GGUFFile", "StringArray", "TensorInfo", "Value", "open_gguf"]
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_ALIGNMENT = 64 << 10
+MAX_TENSORS = MAX_KEYS = 100_000
+MAX_DIMS = 4
+MAX_KEY_LENGTH = 1024
+MAX_NAME_LENGTH = 256
+# The fewest bytes that one entry can take: a KV pair 8 + 1 + 4 + 1, a tensor 8 + 1 + 4 + 8 + 4 + 8.
+MIN_KEY_BYTES, MIN_TENSOR_BYTES = 14, 33
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor's place in the file."""
+
+    name: str
+    shape: tuple[
+        int, ...
+    ]  # rows first: (rows, cols), (n,) for a vector; the file has them the other way round
+    type: str  # Q4_K, F32
+    offset: int  # from the file's beginning
+    nbytes: int
+
+
+class GGUFFile:
+    """An open GGUF file: `metadata` by key and `tensors` by name.
+
+    Arrays in the metadata and tensors are views on the mapped file. close() ends the arrays' lives; memory
+    that tensors still use is unmapped when the last of them is gone.
+    """
+
+    def __init__(self, path: Path, data: mmap.mmap):
+        self.path, self.size = path, len(data)
+        self._data, self._view = data, memoryview(data)
+        cursor = Cursor(data, self._view, path.name)
+        self.version, tensor_count, key_count = _read_header(cursor)
+        self.metadata = _read_metadata(cursor, key_count)
+        self.tensors = _read_tensors(cursor, tensor_count, _alignment(cursor, self.metadata), self.size)
+        _refuse_split(cursor, self.metadata)
+
+    def tensor_bytes(self, name: str) -> memoryview:
+        """The tensor's raw bytes, not copied. CorruptModel if there is no such tensor."""
+        info = self.tensors.get(name)
+        if info is None:
+            raise CorruptModel(f"{self.path.name}: the tensor '{name}' is missing")
+        return self._view[info.offset : info.offset + info.nbytes]
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's pages; reading them again fetches them from the file again."""
+        info = self.tensors[name]
+        start = info.offset - info.offset % mmap.PAGESIZE
+        if info.nbytes:
+            self._data.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+
+    def close(self) -> None:
+        """End the use of the file."""
+        for value in self.metadata.values():
+            if isinstance(value, memoryview):
+                value.release()
+        self._view.release()
+        with contextlib.suppress(BufferError):  # tensors are still in use: the mapping goes when they do
+            self._data.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_gguf(path: Path | str) -> GGUFFile:
+    """Map a GGUF file and read its metadata and tensor table; the errors say what is wrong and where."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < len(MAGIC):
+                raise CorruptModel(f"{path.name} is not a GGUF file: it has {size} bytes")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelNotFound(str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return GGUFFile(path, data)
+
+
+def _read_header(cursor: Cursor) -> tuple[int, int, int]:
+    """Version, number of tensors, number of key-value pairs."""
+    magic = cursor.take_bytes(4)
+    if magic != MAGIC:
+        cursor.corrupt(f"not a GGUF file: it begins with {magic!r}")
+    version = cursor.u32()
+    if version not in VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped in VERSIONS:
+            cursor.unsupported("the file is big-endian; convert it to little-endian")
+        cursor.unsupported(
+            f"GGUF version {version}; this version of corral reads {VERSIONS[0]} and {VERSIONS[1]}"
+        )
+    tensors = cursor.count("tensors", MAX_TENSORS, MIN_TENSOR_BYTES)
+    keys = cursor.count("keys", MAX_KEYS, MIN_KEY_BYTES)
+    return version, tensors, keys
+
+
+def _read_metadata(cursor: Cursor, count: int) -> dict[str, Value]:
+    metadata: dict[str, Value] = {}
+    for i in range(count):
+        cursor.where = f"key {i + 1} of {count}"
+        key = cursor.name(MAX_KEY_LENGTH)
+        cursor.where = f"key '{key}'"
+        if key in metadata:
+            cursor.corrupt("it is there twice")
+        metadata[key] = cursor.value(key)
+    return metadata
+
+
+def _alignment(cursor: Cursor, metadata: Mapping[str, Value]) -> int:
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    cursor.where = "key 'general.alignment'"
+    if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        cursor.corrupt(f"{alignment!r} is not a power of two from 8 to {MAX_ALIGNMENT}")
+    return alignment
+
+
+def _read_tensors(cursor: Cursor, count: int, alignment: int, size: int) -> dict[str, TensorInfo]:
+    """The tensor table. Where the data begins is known only after it: bounds are a second pass."""
+    entries: dict[str, TensorInfo] = {}
+    for i in range(count):
+        cursor.where = f"tensor {i + 1} of {count}"
+        name = cursor.name(MAX_NAME_LENGTH)
+        cursor.where = f"tensor '{name}'"
+        if name in entries:
+            cursor.corrupt("it is there twice")
+        entries[name] = _read_tensor(cursor, name, alignment)
+    base = -(-cursor.pos // alignment) * alignment
+    tensors: dict[str, TensorInfo] = {}
+    for name, info in entries.items():
+        if base + info.offset + info.nbytes > size:
+            cursor.where = f"tensor '{name}'"
+            cursor.corrupt(
+                f"its {info.nbytes} bytes at {base + info.offset} go beyond the end: the file is cut off"
+            )
+        tensors[name] = TensorInfo(name, info.shape, info.type, base + info.offset, info.nbytes)
+    return tensors
+
+
+def _read_tensor(cursor: Cursor, name: str, alignment: int) -> TensorInfo:
+    """One entry of the table; its offset still counts from the data's beginning."""
+    rank = cursor.u32()
+    if not 1 <= rank <= MAX_DIMS:
+        cursor.corrupt(f"it has {rank} dimensions, not 1 to {MAX_DIMS}")
+    dims = [cursor.u64() for _ in range(rank)]
+    if not all(dims):
+        cursor.corrupt(f"its shape {dims} has a zero")
+    number = cursor.u32()
+    kind = TENSOR_TYPES.get(number)
+    if kind is None:
+        known = REMOVED_TYPES.get(number)
+        cursor.unsupported(
+            f"its type is {known}, which was removed from GGUF" if known else f"unknown type {number}"
+        )
+    if dims[0] % kind.block:
+        cursor.corrupt(f"a row of {dims[0]} weights is not whole blocks of {kind.block} ({kind.name})")
+    offset = cursor.u64()
+    if offset % alignment:
+        cursor.corrupt(f"its offset {offset} is not a multiple of {alignment}")
+    nbytes = prod(dims) // kind.block * kind.nbytes
+    return TensorInfo(name, tuple(reversed(dims)), kind.name, offset, nbytes)
+
+
+def _refuse_split(cursor: Cursor, metadata: Mapping[str, Value]) -> None:
+    parts = metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        cursor.where = "key 'split.count'"
+        cursor.unsupported(f"the file is one of {parts} parts; merge them first (llama-gguf-split --merge)")
