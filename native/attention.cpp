@@ -1,0 +1,64 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "half.h"
+
+namespace corral {
+namespace {
+
+// One query over one tile: positions [begin, end) of the tile at `tile`.
+void attend_tile(const AttentionTask& task, int query, int begin, int end, AttentionState& state) {
+  const int dim = task.head_dim;
+  float scores[kTile];
+  float best = state.maximum[query];
+  for (int p = begin; p < end; ++p) {
+    const uint16_t* key = task.keys + task.blocks[p / kBlock] * task.block_stride + p % kBlock;
+    float dot = 0;
+    for (int d = 0; d < dim; ++d) dot += task.q[query][d] * half_to_float(key[d * kBlock]);
+    scores[p - begin] = dot * task.scale;
+    best = std::max(best, scores[p - begin]);
+  }
+  const float decay = std::exp(state.maximum[query] - best);
+  state.maximum[query] = best;
+  state.sum[query] *= decay;
+  float* total = state.values + query * dim;
+  for (int d = 0; d < dim; ++d) total[d] *= decay;
+  for (int p = begin; p < end; ++p) {
+    const float weight = std::exp(scores[p - begin] - best);
+    const uint16_t* value = task.values + task.blocks[p / kBlock] * task.block_stride + p % kBlock * dim;
+    state.sum[query] += weight;
+    for (int d = 0; d < dim; ++d) total[d] += weight * half_to_float(value[d]);
+  }
+}
+
+}  // namespace
+
+void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState& state) {
+  for (int query = 0; query < task.queries; ++query) {
+    state.maximum[query] = -INFINITY;
+    state.sum[query] = 0;
+    std::fill_n(state.values + query * task.head_dim, task.head_dim, 0.0f);
+    for (int tile = begin; tile < begin + kSegment; tile += kTile) {
+      const int from = std::max(tile, task.first[query]), to = std::min(tile + kTile, task.end[query]);
+      if (from < to) attend_tile(task, query, from, to, state);
+    }
+  }
+}
+
+void add_segment(AttentionTotal& total, float maximum, float sum, const float* values, int head_dim) {
+  if (sum == 0) return;  // the query saw nothing of it
+  const float best = std::max(total.maximum, maximum);
+  const float decay = std::exp(total.maximum - best), weight = std::exp(maximum - best);
+  total.maximum = best;
+  total.sum = total.sum * decay + sum * weight;
+  for (int d = 0; d < head_dim; ++d) total.values[d] = total.values[d] * decay + values[d] * weight;
+}
+
+void finish_attention(const AttentionTotal& total, float* out, int head_dim) {
+  const float factor = 1.0f / total.sum;
+  for (int d = 0; d < head_dim; ++d) out[d] = total.values[d] * factor;
+}
+
+}  // namespace corral

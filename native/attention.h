@@ -1,0 +1,55 @@
+// Attention of a few queries that share a kv head, over the blocks of one sequence.
+#pragma once
+
+#include <cstdint>
+
+#include "kv_cache.h"
+
+namespace corral {
+
+constexpr int kMaxQueries = 6;  // as many as keep their sums in registers
+constexpr int kTile = 64;       // positions of one softmax step
+constexpr int kSegment = 256;   // positions of one partial result
+
+// Queries that see positions of the same sequence through the same kv head: heads of a group, and rows of a prompt.
+struct AttentionTask {
+  const uint16_t* keys;    // of the kv head in block 0, [D][16]; block b lies b * block_stride further
+  const uint16_t* values;  // likewise, [16][D]
+  const int32_t* blocks;   // the sequence's block table
+  int64_t block_stride;
+  int head_dim;
+  float scale;
+  int queries;
+  const float* q[kMaxQueries];  // [D] each
+  int first[kMaxQueries];       // a query sees the positions first to end
+  int end[kMaxQueries];
+};
+
+// What a query has gathered: the largest score, the sum of exp(score - maximum), and values weighted by the same.
+struct AttentionState {
+  float maximum[kMaxQueries];
+  float sum[kMaxQueries];
+  float* values;  // [queries][D]
+};
+
+// Fills `state` from the positions of [begin, begin + kSegment). A query that sees none of them gets maximum = -inf
+// and sum = 0. Tiles lie at fixed positions and a query's arithmetic never depends on the queries beside it.
+using AttendSegment = void (*)(const AttentionTask& task, int begin, AttentionState& state);
+
+void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState& state);
+#if defined(__x86_64__)
+void attend_segment_avx2(const AttentionTask& task, int begin, AttentionState& state);  // head_dim % 8 == 0
+#endif
+
+// Running total of one query: [D] values with their maximum and sum.
+struct AttentionTotal {
+  float maximum;
+  float sum;
+  float* values;
+};
+
+// Adds a segment to the total. Segments must come in ascending order.
+void add_segment(AttentionTotal& total, float maximum, float sum, const float* values, int head_dim);
+void finish_attention(const AttentionTotal& total, float* out, int head_dim);
+
+}  // namespace corral

@@ -1,0 +1,117 @@
+#include "batch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "kv_cache.h"
+
+namespace corral {
+namespace {
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(std::string("wrong batch: ") + what);
+}
+
+template <class Values, class Test>
+void require_all(const Values& values, Test test, const char* what) {
+  require(std::all_of(values.begin(), values.end(), test), what);
+}
+
+// starts = [0, ..., end], never falling.
+void check_starts(Ints starts, size_t entries, size_t end, const char* what) {
+  require(starts.size() == entries && starts.front() == 0 && starts.back() == static_cast<int64_t>(end) &&
+              std::is_sorted(starts.begin(), starts.end()),
+          what);
+}
+
+// The rows of one sequence are consecutive positions whose blocks, and all before them, exist.
+void check_sequence(const Batch& batch, int sequence, int num_blocks) {
+  const int begin = batch.starts[sequence], end = batch.starts[sequence + 1];
+  if (begin == end) return;
+  const int64_t first = batch.positions[begin], last = first + (end - begin) - 1;
+  require(first >= 0 && last / kBlock < batch.table, "positions must lie within the sequence's blocks");
+  for (int row = begin; row < end; ++row) {
+    require(batch.positions[row] == first + (row - begin), "positions of a sequence must be consecutive");
+  }
+  const Ints table = batch.blocks.subspan(static_cast<size_t>(sequence) * batch.table, last / kBlock + 1);
+  require_all(table, [=](int32_t block) { return block >= 0 && block < num_blocks; },
+              "blocks must be numbers of blocks");
+}
+
+void check_lists(const SamplingRows& sampling, size_t rows, int vocab) {
+  const auto known = [=](int32_t id) { return id >= 0 && id < vocab; };
+  check_starts(sampling.penalty_starts, rows + 1, sampling.penalty_ids.size(), "penalty_starts");
+  check_starts(sampling.bias_starts, rows + 1, sampling.bias_ids.size(), "bias_starts");
+  require(sampling.penalty_counts.size() == sampling.penalty_ids.size() &&
+              sampling.penalty_repeats.size() == sampling.penalty_ids.size(),
+          "penalty arrays differ in length");
+  require(sampling.bias_values.size() == sampling.bias_ids.size(), "bias arrays differ in length");
+  require_all(sampling.penalty_ids, known, "penalty_ids must be tokens");
+  require_all(sampling.bias_ids, known, "bias_ids must be tokens");
+  require_all(sampling.bias_values, [](float value) { return value < INFINITY; }, "bias_values must be numbers");
+}
+
+void check_sampling(const SamplingRows& sampling, size_t rows, int vocab) {
+  for (const Ints& column : {sampling.target, sampling.top_k, sampling.logprobs}) {
+    require(column.size() == rows, "sampling columns must have one entry a row");
+  }
+  for (const Floats& column : {sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition,
+                               sampling.presence, sampling.frequency}) {
+    require(column.size() == rows, "sampling columns must have one entry a row");
+    require_all(column, [](float value) { return std::isfinite(value); }, "sampling values must be numbers");
+  }
+  require(sampling.seeds.size() == rows, "sampling columns must have one entry a row");
+  require_all(sampling.target, [=](int32_t id) { return id >= -1 && id < vocab; }, "targets must be tokens");
+  require_all(sampling.logprobs, [](int32_t count) { return count >= -1 && count <= kTopTokens; },
+              "logprobs must be -1 to 20");
+  require_all(sampling.temperature, [](float value) { return value >= 0; }, "temperature must not be negative");
+  require_all(sampling.repetition, [](float value) { return value > 0; }, "repetition must be positive");
+  check_lists(sampling, rows, vocab);
+}
+
+}  // namespace
+
+SamplingRow SamplingRows::row(size_t r) const {
+  const auto penalty = static_cast<size_t>(penalty_starts[r]), bias = static_cast<size_t>(bias_starts[r]);
+  const size_t penalties = static_cast<size_t>(penalty_starts[r + 1]) - penalty;
+  const size_t biases = static_cast<size_t>(bias_starts[r + 1]) - bias;
+  return {
+      .target = target[r],
+      .temperature = temperature[r],
+      .top_k = top_k[r],
+      .top_p = top_p[r],
+      .min_p = min_p[r],
+      .repetition = repetition[r],
+      .presence = presence[r],
+      .frequency = frequency[r],
+      .seed = seeds[r],
+      .logprobs = logprobs[r],
+      .penalty_ids = penalty_ids.subspan(penalty, penalties),
+      .penalty_counts = penalty_counts.subspan(penalty, penalties),
+      .penalty_repeats = penalty_repeats.subspan(penalty, penalties),
+      .bias_ids = bias_ids.subspan(bias, biases),
+      .bias_values = bias_values.subspan(bias, biases),
+  };
+}
+
+void check_batch(const Batch& batch, const Limits& limits) {
+  const int n = batch.n();
+  require(n <= limits.max_tokens, "more tokens than a step may have");
+  require(batch.positions.size() == batch.tokens.size(), "positions must have one entry a token");
+  require(!batch.starts.empty() && batch.sequences() <= limits.max_sequences, "too many sequences");
+  check_starts(batch.starts, batch.starts.size(), batch.tokens.size(), "starts");
+  require_all(batch.tokens, [&](int32_t token) { return token >= 0 && token < limits.vocab; },
+              "tokens must be below the vocabulary's size");
+  require(batch.blocks.size() == static_cast<size_t>(batch.sequences()) * static_cast<size_t>(batch.table),
+          "blocks must have one row a sequence");
+  for (int sequence = 0; sequence < batch.sequences(); ++sequence) {
+    check_sequence(batch, sequence, limits.num_blocks);
+  }
+  require(batch.rows.size() <= static_cast<size_t>(limits.max_tokens), "more logit rows than tokens");
+  require_all(batch.rows, [=](int32_t row) { return row >= 0 && row < n; }, "rows must be rows of the batch");
+  check_sampling(batch.sampling, batch.rows.size(), limits.vocab);
+}
+
+}  // namespace corral
