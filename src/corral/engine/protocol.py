@@ -1,7 +1,7 @@
 """Frames between the server and an engine process: a 4-byte little-endian length, then msgpack.
 
-The server sends Add, Cancel and Stop; the engine answers Ready or LoadFailed once, then one Step frame a step.
-A frame longer than MAX_FRAME ends the connection. Nothing on this socket is ever unpickled.
+The server sends Add, Cancel and Stop; the engine answers Ready or LoadFailed once, then one Step frame a
+step. A frame longer than MAX_FRAME ends the connection. Nothing on this socket is ever unpickled.
 """
 
 import msgspec
@@ -19,6 +19,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int
     max_sequences: int
     kv_bytes: int  # memory for the KV cache
+    eos_ids: list[int] = []  # tokens that end a reply; the tokeniser knows them, and it lives in the server
+    max_queue: int = 512  # requests waiting or running
     isa: str = "auto"  # which native kernels: auto, avx2, scalar
 
 

@@ -1,0 +1,45 @@
+"""What an engine accepts: checked before a request is queued, so that no step can fail because of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from corral.errors import InvalidRequest, OutOfMemory, PromptTooLong
+from corral.types import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a loaded model can take, in tokens."""
+
+    context_length: int
+    vocab_size: int
+    kv_tokens: int  # tokens that the whole KV cache holds
+
+    def context_of(self, params: SamplingParams) -> int:
+        """The context that a request has: its own wish, at most the model's."""
+        return min(self.context_length, params.context or self.context_length)
+
+
+def check_request(prompt: Sequence[int], params: SamplingParams, limits: Limits) -> None:
+    """Raise InvalidRequest, PromptTooLong or OutOfMemory unless the engine can run this request."""
+    if not prompt:
+        raise InvalidRequest("the prompt is empty; send at least one token", "prompt")
+    _check_tokens("prompt", prompt, limits.vocab_size)
+    _check_tokens("logit_bias", tuple(params.logit_bias), limits.vocab_size)
+    if params.seed is not None and not -(2**63) <= params.seed < 2**64:
+        raise InvalidRequest("seed must fit in 64 bits", "seed")
+    replies = params.max_tokens != 0
+    context = limits.context_of(params)
+    if len(prompt) + replies > context:
+        raise PromptTooLong(len(prompt), context)
+    if len(prompt) + replies > limits.kv_tokens:
+        raise OutOfMemory(
+            f"the prompt has {len(prompt)} tokens, but the KV cache of this model holds {limits.kv_tokens}; "
+            "shorten the prompt or give the cache more memory (CORRAL_KV_CACHE)"
+        )
+
+
+def _check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+    if tokens and not (min(tokens) >= 0 and max(tokens) < vocab_size):
+        bad = next(token for token in tokens if not 0 <= token < vocab_size)
+        raise InvalidRequest(f"{name}: token {bad} is not in the vocabulary (0 to {vocab_size - 1})", name)

@@ -1,0 +1,119 @@
+"""The KV cache's blocks: who holds which, which free ones still carry a reusable prefix, and what goes first.
+
+A full block is named by a digest of its tokens and of the block before it: equal digests, equal prefixes.
+Free blocks are of two kinds: blank ones, taken first, and cached ones, taken oldest first.
+"""
+
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from hashlib import blake2b
+
+_ROOT = b""
+_DIGEST_BYTES = 16
+
+
+def block_digest(parent: bytes, tokens: list[int]) -> bytes:
+    """The name of a full block that holds `tokens` after the block named `parent`."""
+    return blake2b(parent + array("i", tokens).tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+
+def extend_digests(digests: list[bytes], tokens: list[int], count: int, block_size: int) -> None:
+    """Lengthen `digests` in place to the first `count` blocks of `tokens`."""
+    for index in range(len(digests), count):
+        start = index * block_size
+        digests.append(block_digest(digests[-1] if digests else _ROOT, tokens[start : start + block_size]))
+
+
+class BlockPool:
+    """Reference counts, the prefix cache and the free list of `num_blocks` blocks."""
+
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks
+        self._holders = [0] * num_blocks
+        self._digests: list[bytes | None] = [None] * num_blocks
+        self._by_digest: dict[bytes, int] = {}
+        self._blank = list(range(num_blocks - 1, -1, -1))  # a stack: memory that was never touched goes last
+        self._cached: OrderedDict[int, None] = OrderedDict()  # free but reusable; the first is evicted first
+
+    @property
+    def free(self) -> int:
+        """Blocks that can be taken, cached ones included."""
+        return len(self._blank) + len(self._cached)
+
+    @property
+    def used(self) -> int:
+        """Blocks that some sequence holds."""
+        return self.num_blocks - self.free
+
+    @property
+    def cached(self) -> int:
+        """Free blocks that hold a reusable prefix."""
+        return len(self._cached)
+
+    def take(self) -> int:
+        """A block of one's own, at worst the oldest cached one; the caller has seen that `free` is not 0."""
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        self._holders[block] = 1
+        return block
+
+    def find(self, digests: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest known prefix; holds nothing yet."""
+        found = []
+        for digest in digests:
+            block = self._by_digest.get(digest)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def idle(self, blocks: Iterable[int]) -> int:
+        """How many of these nobody holds: sharing them makes `free` smaller by so many."""
+        return sum(1 for block in blocks if not self._holders[block])
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Hold blocks that `find` gave."""
+        for block in blocks:
+            if not self._holders[block]:
+                del self._cached[block]
+            self._holders[block] += 1
+
+    def publish(self, block: int, digest: bytes) -> None:
+        """Let others find a full, computed block. An equal one that is known already stays the known one."""
+        if self._digests[block] is None and digest not in self._by_digest:
+            self._digests[block] = digest
+            self._by_digest[digest] = block
+
+    def release(self, blocks: list[int]) -> None:
+        """Let go of a sequence's blocks; the tail becomes evictable before the head."""
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            if self._holders[block]:
+                continue
+            if self._digests[block] is None:
+                self._blank.append(block)
+            else:
+                self._cached[block] = None
+
+    def _forget(self, block: int) -> None:
+        digest = self._digests[block]
+        assert digest is not None, "a cached block has a digest"
+        del self._by_digest[digest]
+        self._digests[block] = None
+
+    def check(self, tables: Iterable[list[int]]) -> None:
+        """Raise AssertionError unless every count agrees with these tables, which are all that are held."""
+        held = Counter(block for table in tables for block in table)
+        assert all(self._holders[block] == count for block, count in held.items()), "reference counts"
+        assert sum(self._holders) == held.total(), "a block is held by nobody"
+        free = set(self._blank) | set(self._cached)
+        assert len(free) == len(self._blank) + len(self._cached), "a block is free twice"
+        assert not free & held.keys() and len(free) + len(held) == self.num_blocks, "free + used = all"
+        named = {digest: block for block, digest in enumerate(self._digests) if digest is not None}
+        assert named == self._by_digest, "digest map"
+        assert all(self._digests[block] is None for block in self._blank), "a blank block has a digest"
+        assert all(self._digests[block] is not None for block in self._cached), "a cached block has none"

@@ -1,0 +1,180 @@
+"""The engine: takes requests, runs steps, gives outputs. One thread, no I/O."""
+
+import time
+from dataclasses import dataclass
+
+from corral.engine.admission import Limits, check_request
+from corral.engine.arrays import BatchArrays, Rows, Scored
+from corral.engine.protocol import Load, Output
+from corral.engine.request import Request
+from corral.engine.scheduler import Plan, Scheduler
+from corral.errors import Overloaded
+from corral.executors.batch import BLOCK_SIZE, Executor, StepResult
+from corral.types import FinishReason, SamplingParams, TokenLogprob
+
+_BAD_ROW = "the model's output for this request is not a number; its weights or this input are faulty"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What a model and its operator allow."""
+
+    eos_ids: frozenset[int]
+    context_length: int
+    vocab_size: int
+    batch_tokens: int = 256
+    max_sequences: int = 64
+    max_queue: int = 512
+
+
+class Engine:
+    """Runs requests side by side on one executor; a request's result does not depend on its neighbours."""
+
+    def __init__(self, executor: Executor, options: EngineOptions):
+        self.executor = executor
+        self.options = options
+        self.scheduler = Scheduler(
+            num_blocks=executor.num_blocks,
+            block_size=BLOCK_SIZE,
+            batch_tokens=min(options.batch_tokens, executor.max_tokens),
+            max_sequences=options.max_sequences,
+        )
+        self.limits = Limits(options.context_length, options.vocab_size, self.scheduler.capacity)
+        longest = min(options.context_length, self.scheduler.capacity)
+        self._arrays = BatchArrays(self.scheduler.max_sequences, -(-longest // BLOCK_SIZE))
+        self._requests: dict[int, Request] = {}
+        self._done: list[Output] = []  # ended without a step
+        self._steps = 0
+
+    def add(self, id: int, prompt: list[int], params: SamplingParams) -> None:
+        """Queue a request; raises Overloaded, or what `check_request` raises."""
+        if len(self._requests) >= self.options.max_queue:
+            raise Overloaded(f"{len(self._requests)} requests are waiting or running; try again later")
+        check_request(prompt, params, self.limits)
+        request = Request(id, prompt, params, self.limits, self.options.eos_ids)
+        if request.sequence.tokens and (request.replies or request.scoring):
+            self._requests[id] = request
+            self.scheduler.add(request.sequence)
+        else:
+            self._done.append(_last(request, FinishReason.LENGTH))
+
+    def cancel(self, id: int) -> None:
+        """Forget a request and free its blocks; unknown ids are ignored."""
+        request = self._requests.get(id)
+        if request:
+            self._remove(request)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would give anything."""
+        return bool(self._requests or self._done)
+
+    @property
+    def load(self) -> Load:
+        """How full the engine is."""
+        scheduler = self.scheduler
+        used = scheduler.pool.used
+        return Load(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            blocks_used=used,
+            blocks_cached=scheduler.pool.cached,
+            tokens_held=used * scheduler.block_size - scheduler.wasted_tokens(),
+            preemptions=scheduler.preemptions,
+            steps=self._steps,
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError unless the books balance; call between steps."""
+        self.scheduler.check()
+        held = {id(s) for s in (*self.scheduler.running, *self.scheduler.waiting)}
+        assert held == {id(request.sequence) for request in self._requests.values()}, "requests and sequences"
+        self._arrays.check([r for r in self._requests.values() if r.sequence.blocks])
+
+    def step(self) -> list[Output]:
+        """Compute one step and give its outputs. An executor's ValueError fails this step's requests only."""
+        outputs, self._done = self._done, []
+        plan = self.scheduler.schedule()
+        for sequence in plan.preempted:
+            self._arrays.leave(self._requests[sequence.id])
+        if not plan.chunks:
+            return outputs
+        chunks = [(self._start(sequence.id), count) for sequence, count in plan.chunks.items()]
+        batch, rows = self._arrays.batch(chunks)
+        self._steps += 1
+        try:
+            result = self.executor.step(batch)
+        except ValueError as error:
+            return outputs + [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
+        return outputs + self._finish_step(plan, rows, result)
+
+    def _start(self, id: int) -> Request:
+        request = self._requests[id]
+        if request.slot < 0:
+            self._arrays.enter(request)
+            if not request.started:
+                request.started = time.monotonic_ns()
+        return request
+
+    def _finish_step(self, plan: Plan, rows: Rows, result: StepResult) -> list[Output]:
+        self.scheduler.advance(plan)
+        tokens: list[int] = result.tokens.tolist()
+        outputs = []
+        for scored in rows.scored:
+            output = self._take_scores(scored, tokens, result)
+            if output:
+                outputs.append(output)
+        now = time.monotonic_ns()
+        for request, row in rows.sampled:
+            if request.id in self._requests:  # its scores may just have failed it
+                outputs.append(self._take_token(request, tokens[row], row, result, now))
+        return outputs
+
+    def _take_scores(self, scored: Scored, tokens: list[int], result: StepResult) -> Output | None:
+        request, wanted = scored.request, scored.request.params.prompt_logprobs or 0
+        for row in range(scored.first, scored.first + scored.count):
+            if tokens[row] < 0:
+                return self._fail(request, _BAD_ROW)
+            request.scored.append(_logprob(result, row, request.prompt[len(request.scored)], wanted))
+        if request.replies or len(request.scored) < len(request.prompt):
+            return None
+        self._remove(request)
+        return _last(request, FinishReason.LENGTH)
+
+    def _take_token(self, request: Request, token: int, row: int, result: StepResult, now: int) -> Output:
+        if token < 0:
+            return self._fail(request, _BAD_ROW)
+        finish = request.push(token, now)
+        wanted = request.params.logprobs
+        logprobs = [] if wanted is None else [_logprob(result, row, token, wanted)]
+        if finish:
+            self._remove(request)
+        return Output(
+            id=request.id,
+            tokens=[token],
+            logprobs=logprobs,
+            prompt_logprobs=request.scored if request.replied == 1 else [],
+            finish=finish,
+            stats=request.stats() if finish else None,
+        )
+
+    def _remove(self, request: Request) -> None:
+        del self._requests[request.id]
+        self._arrays.leave(request)
+        self.scheduler.remove(request.sequence)
+
+    def _fail(self, request: Request, message: str) -> Output:
+        self._remove(request)
+        return Output(id=request.id, finish=FinishReason.ERROR, stats=request.stats(), error=message)
+
+
+def _last(request: Request, finish: FinishReason) -> Output:
+    """The only output of a request that samples nothing."""
+    return Output(id=request.id, prompt_logprobs=request.scored, finish=finish, stats=request.stats())
+
+
+def _logprob(result: StepResult, row: int, token: int, wanted: int) -> TokenLogprob:
+    ids = result.top_tokens[row, :wanted].tolist()
+    values = result.top_logprobs[row, :wanted].tolist()
+    top = tuple(pair for pair in zip(ids, values, strict=True) if pair[0] >= 0)
+    return TokenLogprob(token, float(result.logprobs[row]), top)
