@@ -1,0 +1,196 @@
+"""How each tensor type's blocks lie in a file, and their decoding to Groups: one row of FORMATS a type.
+
+Layouts are those of ggml's block structs (ggml-common.h) and its dequantize_row functions (ggml-quants.c).
+A layout is a numpy structure, so that a row of blocks is read by viewing the file's bytes; runs of packed
+codes are one opaque item (V16 = 16 bytes): numpy copies such items many times faster than rows of bytes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corral.weights.qtensor import Groups
+
+Raw = NDArray[np.uint8]  # [M, bytes of a row]
+Words = NDArray[np.uint64]  # eight codes a word
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A tensor type that can be run: bits of a code (16 or 32 = plain float), block layout, and decoder."""
+
+    name: str
+    bits: int
+    layout: np.dtype[Any]
+    decode: Callable[[Raw], Groups | NDArray[np.float32]]
+
+
+def _layout(*fields: tuple[Any, ...]) -> np.dtype[Any]:
+    return np.dtype(list(fields))
+
+
+# 32 weights a block. qs holds weights 0-15 in the low and 16-31 in the high nibbles, qh the fifth bits.
+Q4_0 = _layout(("d", "<f2"), ("qs", "V16"))  # w = d * (q - 8)
+Q4_1 = _layout(("d", "<f2"), ("m", "<f2"), ("qs", "V16"))  # w = d * q + m
+Q5_0 = _layout(("d", "<f2"), ("qh", "u1", 4), ("qs", "V16"))  # w = d * (q - 16)
+Q5_1 = _layout(("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "V16"))  # w = d * q + m
+Q8_0 = _layout(("d", "<f2"), ("qs", "V32"))  # w = d * q, q signed
+
+# 256 weights a block, with a scale (and a minimum) for every 32, or in Q6_K 16.
+# Q4_K, Q5_K: w = d * scale * q - dmin * minimum. 32 bytes of qs hold 32 weights in the low and the next 32 in
+# the high nibbles; bit i of qh[l] is the fifth bit of weight 32 i + l. `scales`: see _sub_scales.
+Q4_K = _layout(("d", "<f2"), ("dmin", "<f2"), ("scales", "<u4", 3), ("qs", "V32", 4))
+Q5_K = _layout(("d", "<f2"), ("dmin", "<f2"), ("scales", "<u4", 3), ("qh", "V32"), ("qs", "V32", 4))
+# Q6_K: w = d * scale * (q - 32). Each half of 128 weights: 64 bytes of ql hold 64 weights in the low and the
+# next 64 in the high nibbles; bits 2 i and 2 i + 1 of qh[l] are the upper bits of weight 32 i + l.
+Q6_K = _layout(("ql", "V64", 2), ("qh", "V32", 2), ("scales", "i1", 16), ("d", "<f2"))
+
+# The bits of a byte, each as bit 4 of one of eight bytes.
+_FIFTH_BITS: Words = (np.unpackbits(np.arange(256, dtype="u1"), bitorder="little") << 4).view("<u8")
+
+
+def _every_byte(value: int) -> np.uint64:
+    return np.uint64(value * 0x0101010101010101)
+
+
+def _split_bytes(packed: NDArray[np.void], width: int, at: int) -> Words:
+    """Split every byte into fields of `width` bits, lowest first, each moved to bit `at` of its own byte.
+
+    packed [..., J] items of W bytes; the result counts fields before bytes: [..., J, 8 / width, W] as words.
+    """
+    fields = np.empty((*packed.shape, 8 // width), packed.dtype)
+    for i in range(8 // width):
+        item = packed.copy()
+        words: Words = item.view("<u8")
+        shift = at - i * width
+        if shift > 0:
+            words <<= np.uint64(shift)
+        elif shift < 0:
+            words >>= np.uint64(-shift)
+        fields[..., i] = item
+    words_per_block = prod(fields.shape[2:]) * packed.dtype.itemsize // 8
+    result: Words = fields.view("<u8").reshape(*packed.shape[:2], words_per_block)
+    result &= _every_byte(((1 << width) - 1) << at)
+    return result
+
+
+def _as_codes(words: Words) -> NDArray[np.uint8]:
+    """[M, blocks, words of a block] -> [M, K]."""
+    rows, blocks, words_per_block = words.shape
+    return words.view(np.uint8).reshape(rows, blocks * words_per_block * 8)
+
+
+def _scales(blocks: NDArray[Any], field: str) -> NDArray[np.float16]:
+    return np.ascontiguousarray(blocks[field])
+
+
+def _decode_f32(raw: Raw) -> NDArray[np.float32]:
+    return raw.view("<f4")
+
+
+def _decode_f16(raw: Raw) -> NDArray[np.float32]:
+    return raw.view("<f2").astype(np.float32)
+
+
+def _decode_bf16(raw: Raw) -> NDArray[np.float32]:
+    """The upper half of a float32."""
+    wide = raw.view("<u2").astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
+def _decode_q4_0(raw: Raw) -> Groups:
+    blocks = raw.view(Q4_0)
+    return Groups(_as_codes(_split_bytes(blocks["qs"], 4, 0)), 32, _scales(blocks, "d"), zero=8)
+
+
+def _decode_q4_1(raw: Raw) -> Groups:
+    blocks = raw.view(Q4_1)
+    return Groups(_as_codes(_split_bytes(blocks["qs"], 4, 0)), 32, _scales(blocks, "d"), _scales(blocks, "m"))
+
+
+def _five_bits(blocks: NDArray[Any]) -> NDArray[np.uint8]:
+    words = _split_bytes(blocks["qs"], 4, 0)
+    words |= _FIFTH_BITS[blocks["qh"]]
+    return _as_codes(words)
+
+
+def _decode_q5_0(raw: Raw) -> Groups:
+    blocks = raw.view(Q5_0)
+    return Groups(_five_bits(blocks), 32, _scales(blocks, "d"), zero=16)
+
+
+def _decode_q5_1(raw: Raw) -> Groups:
+    blocks = raw.view(Q5_1)
+    return Groups(_five_bits(blocks), 32, _scales(blocks, "d"), _scales(blocks, "m"))
+
+
+def _decode_q8_0(raw: Raw) -> Groups:
+    blocks = raw.view(Q8_0)
+    codes = np.ascontiguousarray(blocks["qs"]).view(np.int8)
+    return Groups(codes, 32, _scales(blocks, "d"))
+
+
+def _sub_scales(packed: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Eight 6-bit scales and eight minimums a block from 12 bytes [M, blocks, 3 words] -> two of [M, K / 32].
+
+    Words a and b: the low 6 bits of every byte are scales 0-3 and minimums 0-3, the upper 2 bits are those of
+    numbers 4-7, whose low 4 bits are the low (scales) and high (minimums) nibbles of word c.
+    """
+    a, b, c = packed[..., 0], packed[..., 1], packed[..., 2]
+    result = np.empty((2, *a.shape, 2), "<u4")
+    low, high, top = np.uint32(0x3F3F3F3F), np.uint32(0x0F0F0F0F), np.uint32(0x30303030)
+    two, four = np.uint32(2), np.uint32(4)
+    result[0, ..., 0] = a & low
+    result[1, ..., 0] = b & low
+    result[0, ..., 1] = c & high | (a >> two) & top
+    result[1, ..., 1] = (c >> four) & high | (b >> two) & top
+    flat = result.view(np.uint8).reshape(2, len(packed), packed.shape[1] * 8)
+    return flat[0], flat[1]
+
+
+def _k_groups(blocks: NDArray[Any], words: Words) -> Groups:
+    scale, minimum = _sub_scales(blocks["scales"])
+    return Groups(_as_codes(words), 32, _scales(blocks, "d"), _scales(blocks, "dmin"), scale, minimum)
+
+
+def _decode_q4_k(raw: Raw) -> Groups:
+    blocks = raw.view(Q4_K)
+    return _k_groups(blocks, _split_bytes(blocks["qs"], 4, 0))
+
+
+def _decode_q5_k(raw: Raw) -> Groups:
+    blocks = raw.view(Q5_K)
+    words = _split_bytes(blocks["qs"], 4, 0)
+    words |= _split_bytes(blocks["qh"], 1, 4)
+    return _k_groups(blocks, words)
+
+
+def _decode_q6_k(raw: Raw) -> Groups:
+    blocks = raw.view(Q6_K)
+    words = _split_bytes(blocks["ql"], 4, 0)
+    words |= _split_bytes(blocks["qh"], 2, 4)
+    sub_scale = np.ascontiguousarray(blocks["scales"]).reshape(len(raw), blocks.shape[1] * 16)
+    return Groups(_as_codes(words), 16, _scales(blocks, "d"), sub_scale=sub_scale, zero=32)
+
+
+FORMATS: dict[str, Format] = {
+    row.name: row
+    for row in (
+        Format("F32", 32, np.dtype("<f4"), _decode_f32),
+        Format("F16", 16, np.dtype("<f2"), _decode_f16),
+        Format("BF16", 16, np.dtype("<u2"), _decode_bf16),
+        Format("Q4_0", 4, Q4_0, _decode_q4_0),
+        Format("Q4_1", 4, Q4_1, _decode_q4_1),
+        Format("Q5_0", 5, Q5_0, _decode_q5_0),
+        Format("Q5_1", 5, Q5_1, _decode_q5_1),
+        Format("Q8_0", 8, Q8_0, _decode_q8_0),
+        Format("Q4_K", 4, Q4_K, _decode_q4_k),
+        Format("Q5_K", 5, Q5_K, _decode_q5_k),
+        Format("Q6_K", 6, Q6_K, _decode_q6_k),
+    )
+}

@@ -1,0 +1,94 @@
+"""Tensors of a file as QTensors."""
+
+import gguf
+import numpy as np
+import pytest
+
+import gguf_files
+from corral.errors import CorruptModel, UnsupportedModel
+from corral.weights.gguf import open_gguf
+from corral.weights.tensors import load_tensor
+
+
+def test_vector_becomes_one_row(tmp_path) -> None:
+    values = np.arange(5, dtype=np.float32)
+    with open_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"norm": values})) as file:
+        assert file.tensors["norm"].shape == (5,)
+        norm = load_tensor(file, "norm")
+        assert (norm.shape, norm.bits, norm.is_float) == ((1, 5), 32, True)
+        np.testing.assert_array_equal(norm.dequantize(), values[None])
+
+
+def test_missing_tensor_is_named(tmp_path) -> None:
+    with (
+        open_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", {})) as file,
+        pytest.raises(CorruptModel, match=r"m\.gguf.*'output\.weight' is missing"),
+    ):
+        load_tensor(file, "output.weight")
+
+
+def test_type_that_cannot_be_run_is_named_with_those_that_can(tmp_path) -> None:
+    raw = np.zeros((2, 136), np.uint8)
+    path = gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"blk.0.w": ("IQ4_XS", raw)})
+    with (
+        open_gguf(path) as file,
+        pytest.raises(UnsupportedModel, match=r"'blk\.0\.w' has type IQ4_XS.*can run .*Q4_K"),
+    ):
+        load_tensor(file, "blk.0.w")
+
+
+def test_three_dimensions_are_refused(tmp_path) -> None:
+    path = gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"w": np.zeros((2, 3, 4), np.float32)})
+    with open_gguf(path) as file, pytest.raises(UnsupportedModel, match="3 dimensions"):
+        assert file.tensors["w"].shape == (2, 3, 4)
+        load_tensor(file, "w")
+
+
+def test_tensor_outlives_the_closed_file(tmp_path) -> None:
+    values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    file = open_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"w": values}))
+    matrix = load_tensor(file, "w")
+    file.close()
+    np.testing.assert_array_equal(matrix.dequantize(), values)
+
+
+def test_release_keeps_tensors_readable(tmp_path) -> None:
+    values = np.random.default_rng(0).normal(size=(300, 100)).astype(np.float32)
+    with open_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"a": values, "b": -values})) as file:
+        first = load_tensor(file, "a")
+        assert first.dequantize().any()
+        file.release("a")
+        file.release("b")
+        np.testing.assert_array_equal(first.dequantize(), values)
+        np.testing.assert_array_equal(load_tensor(file, "b").dequantize(), -values)
+
+
+def compare_with_gguf_package(path) -> None:
+    """The first, the last and one in ten tensors, some rows of each."""
+    reader = gguf.GGUFReader(path)
+    with open_gguf(path) as file:
+        assert [
+            (t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name) for t in reader.tensors
+        ] == [(info.name, info.shape, info.type) for info in file.tensors.values()]
+        for tensor in [*reader.tensors[:12], *reader.tensors[12::10], reader.tensors[-1]]:
+            ours = load_tensor(file, tensor.name)
+            data = tensor.data.reshape(ours.shape[0], -1)
+            for start in {0, ours.shape[0] // 2, max(ours.shape[0] - 8, 0)}:
+                theirs = gguf.quants.dequantize(data[start : start + 8], tensor.tensor_type)
+                np.testing.assert_array_equal(ours.dequantize(start, start + 8), theirs)
+        for key, field in reader.fields.items():
+            if not key.startswith("GGUF."):
+                value = file.metadata[key]
+                assert (value if isinstance(value, str | int | float) else list(value)) == field.contents(), (
+                    key
+                )
+
+
+@pytest.mark.model
+def test_smollm2_equals_the_gguf_package(smollm2_path) -> None:
+    compare_with_gguf_package(smollm2_path)
+
+
+@pytest.mark.model
+def test_gemma3_equals_the_gguf_package(gemma3_path) -> None:
+    compare_with_gguf_package(gemma3_path)
