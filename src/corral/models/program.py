@@ -1,11 +1,13 @@
 """A model as data: a flat list of ops over numbered buffers, weights and KV layers.
 
-A buffer is float32 [N, width] with a row for every token of the batch, or, downstream of Select, [R, width] with
-a row for every position whose logits are wanted. Ops name buffers and weights by their index in the Program.
+A buffer is float32 [N, width] with a row for every token of the batch, or, downstream of Select, [R, width]
+with a row for every position whose logits are wanted. Ops name buffers and weights by their index in the
+Program.
 Letters: N tokens, R logit rows, H heads, K kv heads, D head size.
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from corral.weights.qtensor import QTensor
@@ -54,7 +56,7 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm:
-    """out = x / sqrt(mean(x^2) + eps) * weight, over each of `heads` equal parts of a row (QK norm: heads > 1)."""
+    """out = x / sqrt(mean(x^2) + eps) * weight over each of `heads` equal parts of a row (QK norm: > 1)."""
 
     x: int
     weight: int  # [1, width / heads]
@@ -143,6 +145,29 @@ class Head:
 
 
 Op = Embed | RmsNorm | Linear | Rope | KVWrite | Attention | Add | Gated | Select | Head
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """Which fields of an op name buffers: read, written, and read ones that the written one may be."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    reuses: tuple[str, ...] = ()
+
+
+OPERANDS: Mapping[type[Op], Operands] = {
+    Embed: Operands((), ("out",)),
+    RmsNorm: Operands(("x",), ("out",), ("x",)),
+    Linear: Operands(("x",), ("outs",)),
+    Rope: Operands(("x",), ()),  # in place
+    KVWrite: Operands(("k", "v"), ()),
+    Attention: Operands(("q",), ("out",)),
+    Add: Operands(("x", "y"), ("out",), ("x", "y")),
+    Gated: Operands(("gate", "up"), ("out",), ("gate",)),
+    Select: Operands(("x",), ("out",)),
+    Head: Operands(("x",), ()),
+}
 
 
 @dataclass(frozen=True, slots=True)
