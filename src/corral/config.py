@@ -30,6 +30,7 @@ class Settings:
     threads: int = 0  # 0 = the cores that this process may use
     batch_tokens: int = 256  # tokens computed in one step
     max_sequences: int = 64  # sequences computed side by side
+    origins: tuple[str, ...] = ()  # web pages that may call us beside local ones; `*` matches anything
 
 
 def load_settings(environ: dict[str, str] | None = None) -> Settings:
@@ -53,6 +54,7 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
         threads=env.integer("CORRAL_THREADS", 0),
         batch_tokens=max(1, env.integer("CORRAL_BATCH_TOKENS", 256)),
         max_sequences=max(1, env.integer("CORRAL_MAX_SEQUENCES", 64)),
+        origins=tuple(part.strip() for part in env.text("OLLAMA_ORIGINS", "").split(",") if part.strip()),
     )
 
 
@@ -79,6 +81,11 @@ def parse_duration(text: str) -> float:
         raise ValueError(f"'{text}' is not a duration like 5m or 1h30m")
     units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
     return sign * sum(float(value) * units[unit] for value, unit in parts)
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment with `changes`, for a child process."""
+    return {**os.environ, **changes}
 
 
 class _Environment:

