@@ -4,6 +4,7 @@ CorralError
 ├── UserError            the caller's mistake; the message names the remedy
 │   ├── InvalidRequest   a field of a request is wrong (`param` names it)
 │   │   └── PromptTooLong    the prompt does not fit the context (both lengths are known)
+│   │       └── PromptTooLarge   so many bytes that its tokens were not counted
 │   ├── ModelNotFound    no such model in the store (`suggestion` may name a near one)
 │   ├── InvalidName      not a model name
 │   ├── UnsupportedModel an architecture, tensor type or tokeniser that this version cannot run
@@ -46,12 +47,25 @@ class PromptTooLong(InvalidRequest):
         self.prompt, self.context, self.wanted = prompt, context, wanted
 
 
+class PromptTooLarge(PromptTooLong):
+    """The prompt has so many bytes that it cannot fit the context, whatever its tokens are."""
+
+    def __init__(self, size: int, context: int):
+        InvalidRequest.__init__(
+            self,
+            f"This model's context is {context} tokens, but the prompt has {size} bytes, far too many to fit. "
+            "Shorten the prompt.",
+            "messages",
+        )
+        self.prompt, self.context, self.wanted = 0, context, 0
+
+
 class ModelNotFound(UserError):
     """No model of that name is in the store."""
 
-    def __init__(self, name: str, suggestion: str | None = None):
+    def __init__(self, name: str, suggestion: str | None = None, remedy: str = ""):
         hint = f", did you mean '{suggestion}'?" if suggestion else ""
-        super().__init__(f"model '{name}' not found{hint}")
+        super().__init__(f"model '{name}' not found{hint}{remedy}")
         self.name, self.suggestion = name, suggestion
 
 

@@ -1,0 +1,146 @@
+"""Ollama's /api/generate and /api/chat: wire request to Generation."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from corral.errors import InvalidRequest
+from corral.server.dialects.ollama_options import read_keep_alive, read_options
+from corral.server.dialects.ollama_replies import NDJSON, OllamaReply
+from corral.server.dialects.ollama_types import ChatRequest, GenerateRequest, Generating, Message
+from corral.server.faults import Fault, ollama_body
+from corral.server.generation import Conversation, Generation, Overflow, Prompt
+from corral.server.limits import read_body
+from corral.server.service import Service
+from corral.server.wire import decode, encode
+from corral.server.work import Work, single, stream
+from corral.store.local import StoredModel
+from corral.types import MAX_TOP_LOGPROBS
+
+ROLES = ("system", "user", "assistant")
+
+
+def last_line(found: Fault) -> bytes:
+    """How a stream tells of an error after its headers have gone."""
+    return encode(ollama_body(found)) + b"\n"
+
+
+class OllamaText:
+    """The endpoints that generate."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def routes(self) -> list[Route]:
+        """The table of paths."""
+        return [
+            Route("/api/generate", self.generate, methods=["POST"]),
+            Route("/api/chat", self.chat, methods=["POST"]),
+        ]
+
+    async def generate(self, request: Request) -> Work:
+        """POST /api/generate."""
+        wire = decode(await read_body(request), GenerateRequest)
+        _check_common(wire)
+        _check_generate(wire)
+        stored = await self.service.find(wire.model)
+        if not wire.prompt:
+            return self._load_or_unload(wire, OllamaReply(wire.model, chat=False))
+        reply = OllamaReply(wire.model, chat=False, context=not wire.raw)
+        return self._answer(wire, self._generation(wire, stored, _prompt(wire, stored)), reply)
+
+    async def chat(self, request: Request) -> Work:
+        """POST /api/chat."""
+        wire = decode(await read_body(request), ChatRequest)
+        _check_common(wire)
+        if wire.tools:
+            raise InvalidRequest(f"{wire.model} does not support tools", "tools")
+        messages = [_message(message, i) for i, message in enumerate(wire.messages or ())]
+        stored = await self.service.find(wire.model)
+        reply = OllamaReply(wire.model, chat=True)
+        if not messages:
+            return self._load_or_unload(wire, reply)
+        if stored.system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": stored.system})
+        return self._answer(wire, self._generation(wire, stored, Conversation(tuple(messages))), reply)
+
+    def _generation(self, wire: Generating, stored: StoredModel, prompt: Prompt) -> Generation:
+        logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
+        options = read_options(stored.params, wire.options, logprobs)
+        return Generation(
+            model=wire.model,
+            prompts=(prompt,),
+            params=options.params,
+            overflow=Overflow(cut=wire.truncate is not False, shift=wire.shift is not False, keep=options.num_keep),
+            keep_alive=read_keep_alive(wire.keep_alive),
+        )
+
+    def _answer(self, wire: Generating, generation: Generation, reply: OllamaReply) -> Work:
+        events = self.service.generate(generation)
+        if wire.stream is False:
+            return single(self.service.drain, lambda: reply.whole(events))
+        return stream(self.service.drain, reply.lines(events), NDJSON, last_line)
+
+    def _load_or_unload(self, wire: Generating, reply: OllamaReply) -> Work:
+        keep_alive = read_keep_alive(wire.keep_alive)
+        pool = self.service.pool
+
+        async def load() -> bytes:
+            async with pool.lease(wire.model, keep_alive=keep_alive):
+                return reply.done("load")
+
+        async def unload() -> bytes:
+            await pool.unload(wire.model)
+            return reply.done("unload")
+
+        return single(self.service.drain, unload if keep_alive == 0 else load)
+
+
+def _check_common(wire: Generating) -> None:
+    """Refuse what would change the reply and cannot be done."""
+    if not wire.model:
+        raise InvalidRequest("model is required", "model")
+    if wire.think not in (None, False, ""):
+        if isinstance(wire.think, str) and wire.think not in ("low", "medium", "high", "max"):
+            raise InvalidRequest("think must be a boolean or one of low, medium, high, max", "think")
+        raise InvalidRequest(f'"{wire.model}" does not support thinking', "think")
+    if wire.format not in (None, ""):
+        raise InvalidRequest("format is not supported yet; leave it out", "format")
+    if wire.debug_render_only:
+        raise InvalidRequest("_debug_render_only is not supported", "_debug_render_only")
+    if not 0 <= (wire.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", "top_logprobs")
+
+
+def _check_generate(wire: GenerateRequest) -> None:
+    if wire.raw and (wire.template or wire.system or wire.context):
+        raise InvalidRequest("raw mode does not support template, system, or context", "raw")
+    if wire.suffix:
+        raise InvalidRequest(f"{wire.model} does not support insert", "suffix")
+    if wire.template:
+        raise InvalidRequest("template is not supported; use raw with a prompt rendered by you", "template")
+    if wire.images:
+        raise InvalidRequest(f"{wire.model} does not support images", "images")
+
+
+def _prompt(wire: GenerateRequest, stored: StoredModel) -> Prompt:
+    text = wire.prompt or ""
+    if wire.raw:
+        return text
+    system = stored.system if wire.system is None else wire.system
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    return Conversation(tuple(messages), tuple(wire.context or ()))
+
+
+def _message(message: Message, place: int) -> dict[str, Any]:
+    where = f"messages[{place}]"
+    role = message.role.lower()
+    if message.images:
+        raise InvalidRequest(f"{where}.images: images are not supported yet", f"{where}.images")
+    if role == "tool" or message.tool_calls:
+        raise InvalidRequest(f"{where}: tool messages are not supported yet", where)
+    if role not in ROLES:
+        raise InvalidRequest(f"{where}.role: '{message.role[:50]}' is not one of {', '.join(ROLES)}", f"{where}.role")
+    return {"role": role, "content": message.content or ""}

@@ -1,0 +1,166 @@
+"""Ollama's endpoints about models: version, tags, ps, show, pull, delete."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from corral.errors import InvalidRequest
+from corral.pool.pool import LoadedModel
+from corral.server.details import model_details, model_info, modelfile, parameters_text, read_config
+from corral.server.dialects.ollama import last_line
+from corral.server.dialects.ollama_replies import NDJSON
+from corral.server.dialects.ollama_types import ModelRequest
+from corral.server.limits import read_body
+from corral.server.service import Service
+from corral.server.wire import decode, encode, present
+from corral.server.work import Work, single, stream
+from corral.store.local import StoredModel
+from corral.store.progress import Progress
+from corral.store.pull import pull
+
+# Clients compare this with the Ollama release that brought what they need: numbers and dots only.
+API_VERSION = "0.32.15"
+FOREVER = timedelta(days=292 * 365)  # how Ollama says that a model stays
+
+
+class OllamaModels:
+    """The endpoints that manage models."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def routes(self) -> list[Route]:
+        """The table of paths."""
+        return [
+            Route("/", self.root, methods=["GET"]),
+            Route("/api/version", self.version, methods=["GET"]),
+            Route("/api/tags", self.tags, methods=["GET"]),
+            Route("/api/ps", self.ps, methods=["GET"]),
+            Route("/api/show", self.show, methods=["POST"]),
+            Route("/api/pull", self.pull, methods=["POST"]),
+            Route("/api/delete", self.delete, methods=["DELETE"]),
+        ]
+
+    async def root(self, request: Request) -> Response:
+        """GET /: what clients look for to see that somebody is there."""
+        return PlainTextResponse("Ollama is running")
+
+    async def version(self, request: Request) -> Response:
+        """GET /api/version."""
+        return _json({"version": API_VERSION})
+
+    async def tags(self, request: Request) -> Response:
+        """GET /api/tags: the store's models, newest first."""
+        stored = await asyncio.to_thread(self.service.store.list)
+        return _json({"models": [_tag(model) for model in stored]})
+
+    async def ps(self, request: Request) -> Response:
+        """GET /api/ps: the models in memory, the longest-lived first."""
+        rows = [_loaded(model) for model in self.service.pool.loaded()]
+        return _json({"models": sorted(rows, key=lambda row: str(row["expires_at"]), reverse=True)})
+
+    async def show(self, request: Request) -> Response:
+        """POST /api/show."""
+        wire = decode(await read_body(request), ModelRequest)
+        stored = await self.service.find(_required(wire))
+        return _json(await asyncio.to_thread(_show, stored, bool(wire.verbose)))
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE /api/delete: out of memory first, then out of the store."""
+        name = _required(decode(await read_body(request), ModelRequest))
+        await self.service.find(name)
+        await self.service.pool.unload(name)
+        await asyncio.to_thread(self.service.store.delete, name)
+        return Response(status_code=200)
+
+    async def pull(self, request: Request) -> Work:
+        """POST /api/pull."""
+        wire = decode(await read_body(request), ModelRequest)
+        steps = _pull(pull(self.service.store, _required(wire), inspect=read_config))
+        if wire.stream is not False:
+            return stream(self.service.drain, _lines(steps), NDJSON, last_line)
+        return single(self.service.drain, lambda: _last(steps))
+
+
+def _required(wire: ModelRequest) -> str:
+    if not wire.wanted():
+        raise InvalidRequest("model is required", "model")
+    return wire.wanted()
+
+
+def _json(value: object) -> Response:
+    return Response(encode(value), media_type="application/json; charset=utf-8")
+
+
+def _tag(stored: StoredModel) -> dict[str, Any]:
+    return {
+        "name": stored.name.display,
+        "model": stored.name.display,
+        "modified_at": stored.modified_at.isoformat(),
+        "size": stored.size,
+        "digest": stored.digest,
+        "details": model_details(stored),
+        "capabilities": ["completion"],
+    }
+
+
+def _loaded(model: LoadedModel) -> dict[str, Any]:
+    """A row of ps. All memory is the processor's, so size_vram is 0."""
+    raise NotImplementedError
+
+
+def _show(stored: StoredModel, verbose: bool) -> dict[str, Any]:
+    info, tensors, template = model_info(stored.path, verbose=verbose)
+    template = stored.template or template
+    return {
+        **present(
+            license=stored.license,
+            parameters=parameters_text(stored.params),
+            template=template,
+            system=stored.system,
+        ),
+        "modelfile": modelfile(stored, template),
+        "details": model_details(stored),
+        "model_info": info,
+        "tensors": tensors,
+        "capabilities": ["completion"],
+        "modified_at": stored.modified_at.isoformat(),
+    }
+
+
+async def _pull(progress: Iterator[Progress]) -> AsyncIterator[Progress]:
+    """Take each step on a thread. A cancelled pull is closed as soon as the running step lets go."""
+    step: asyncio.Future[Progress | None] | None = None
+    try:
+        while True:
+            step = asyncio.ensure_future(asyncio.to_thread(next, progress, None))
+            report = await asyncio.shield(step)
+            if report is None:
+                return
+            yield report
+    finally:
+        if step is not None and not step.done():
+            await asyncio.wait({step})
+        await asyncio.to_thread(progress.close)  # type: ignore[attr-defined]
+
+
+async def _lines(steps: AsyncIterator[Progress]) -> AsyncIterator[bytes]:
+    async for step in steps:
+        yield encode(_progress(step)) + b"\n"
+
+
+async def _last(steps: AsyncIterator[Progress]) -> bytes:
+    last: dict[str, Any] = {}
+    async for step in steps:
+        last = _progress(step)
+    return encode(last)
+
+
+def _progress(step: Progress) -> dict[str, Any]:
+    sizes = {"total": step.total, "completed": step.completed} if step.total else {}
+    return {"status": step.status, **present(digest=step.digest), **sizes}

@@ -1,0 +1,94 @@
+"""The request in the middle of every API, and the events that answer it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from corral.types import FinishReason, SamplingParams, SequenceStats
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages for the model's chat template, after the tokens of an earlier exchange."""
+
+    messages: tuple[Mapping[str, str], ...]
+    context: tuple[int, ...] = ()
+
+
+# Raw text (special text in it counts as such), token ids as they are, or messages for the chat template.
+Prompt = str | tuple[int, ...] | Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """What to do with a prompt that is longer than the context: refuse it, or cut it as Ollama does."""
+
+    cut: bool = False  # drop old messages
+    shift: bool = True  # and when one message alone is too long, drop its middle
+    keep: int = 4  # tokens at the start that cutting leaves alone
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What to generate: `n` replies to each prompt, numbered prompt by prompt."""
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    params: SamplingParams
+    n: int = 1
+    echo: bool = False  # each reply begins with its prompt
+    shrink_to_fit: bool = False  # max_tokens is the API's default: lower it to what the context leaves
+    overflow: Overflow = Overflow()
+    add_bos: bool = True  # where the model wants one
+    skip_special: bool = True  # leave control tokens out of the text
+    keep_alive: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of a reply with its bytes; `logprob` is None for a prompt's first token."""
+
+    id: int
+    data: bytes
+    logprob: float | None = None
+    offset: int = 0  # characters of the reply before it
+    top: tuple["ScoredToken", ...] | None = None  # the most likely tokens, best first
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedPrompt:
+    """A prompt as the engine gets it."""
+
+    ids: tuple[int, ...]
+    text: str = ""  # only where it is to be echoed
+    dropped: int = 0  # tokens cut away to fit the context
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The model is loaded and every prompt fits."""
+
+    prompts: tuple[TokenisedPrompt, ...]
+    load_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """More of reply `index`. `tokens` only where log-probs were asked for; they may run ahead of the text."""
+
+    index: int
+    text: str
+    tokens: tuple[ScoredToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Reply `index` is complete."""
+
+    index: int
+    reason: FinishReason
+    stats: SequenceStats
+    ids: tuple[int, ...] = ()  # the reply's tokens
+    total_ns: int = 0  # since the request began
+
+
+Event = Started | Delta | Finished

@@ -1,0 +1,159 @@
+"""Runs the server until a signal: binds, serves, drains, and stops every engine."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from corral.config import Settings
+from corral.errors import UserError
+from corral.pool.pool import Pool
+from corral.server.app import create_app
+from corral.server.connection import Connection
+from corral.server.drain import Drain
+from corral.store.local import Store
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS = 3.0  # seconds for aborted streams to send their error
+THREADS = 32  # tokenising, the store, downloads: mostly waiting
+MAX_HEADERS = 32 * 1024
+
+OnListening = Callable[[str, int], None]
+
+
+def serve(settings: Settings, *, on_listening: OnListening | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; the exit code. `on_listening` gets the address in use."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        listener = bind(settings.host, settings.port)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    asyncio.run(_Serving(settings, listener, on_listening).run())
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; UserError says what is in the way."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}: {error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise UserError(_bind_problem(host, port, error)) from None
+    return listener
+
+
+def _bind_problem(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} of {host} is in use: another server, perhaps Ollama or corral itself, is running. "
+            f"Stop it, or choose another port with OLLAMA_HOST={host}:{port + 1}"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs rights that this user does not have; choose one above 1023 with OLLAMA_HOST"
+    return f"cannot listen on {host}:{port}: {error.strerror}"
+
+
+class Listener(uvicorn.Server):
+    """uvicorn's server, stopped by an event instead of a clock that ticks ten times a second."""
+
+    def __init__(self, app: ASGIApp):
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(LAST_WORDS),
+            h11_max_incomplete_event_size=MAX_HEADERS,
+        )
+        super().__init__(config)
+        self.stopped = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Wait to be told."""
+        await self.stopped.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        """Signals are ours."""
+        yield
+
+
+class _Serving:
+    """One run of the server."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, on_listening: OnListening | None):
+        self.settings, self.socket, self.on_listening = settings, listener, on_listening
+        self.drain = Drain()
+        self.told = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="corral"))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signal)
+        store = Store(self.settings.models)
+        pool = Pool(store, self.settings)
+        server = Listener(create_app(self.settings, store, pool, self.drain))
+        serving = asyncio.create_task(server.serve([self.socket]))
+        try:
+            if self.on_listening:
+                self.on_listening(*self.socket.getsockname()[:2])
+            await self._until_told(serving)
+            await self._drain()
+        finally:
+            server.stopped.set()
+            await serving
+            await pool.close()
+
+    def _signal(self) -> None:
+        if self.told.is_set():
+            self.hurry.set()
+        self.told.set()
+
+    async def _until_told(self, serving: "asyncio.Task[None]") -> None:
+        told = asyncio.create_task(self.told.wait())
+        await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+
+    async def _drain(self) -> None:
+        """Refuse new work; wait for what runs; then end what is left with an error."""
+        self.drain.draining = True
+        if self.drain.in_flight:
+            log.info("stopping: %d requests have %g s to finish", self.drain.in_flight, self.settings.drain_timeout)
+        hurry = asyncio.create_task(self.hurry.wait())
+        finish = asyncio.create_task(self.drain.wait(self.settings.drain_timeout))
+        await asyncio.wait({hurry, finish}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        finish.cancel()
+        if self.drain.in_flight:
+            log.warning("stopping: %d requests are ended with an error", self.drain.in_flight)
+            self.drain.abort()
+            await self.drain.wait(LAST_WORDS)

@@ -1,0 +1,250 @@
+"""A scripted engine, and a pool and store around it: the server's tests need no model.
+
+Tokens are bytes: text is its UTF-8, so a character of several bytes is split over tokens.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from corral.engine.protocol import Output
+from corral.errors import ModelNotFound
+from corral.store.local import StoredModel
+from corral.store.names import ModelName
+from corral.types import FinishReason, SamplingParams, SequenceStats, TokenLogprob
+
+BOS, EOS, TURN = 256, 257, 258
+SPECIAL = {"<bos>": BOS, "<eos>": EOS, "<turn>": TURN}
+VOCABULARY = 300
+
+
+class FakeTokenizer:
+    vocab_size = VOCABULARY
+    bos_id, eos_ids = BOS, frozenset({EOS})
+
+    def __init__(self, add_bos: bool = True):
+        self.add_bos = add_bos
+
+    def encode(self, text: str, *, special: bool, add_bos: bool) -> list[int]:
+        ids = [BOS] if add_bos else []
+        while text:
+            name = next((name for name in SPECIAL if special and text.startswith(name)), None)
+            ids += [SPECIAL[name]] if name else text[0].encode()
+            text = text[len(name or " ") :]
+        return ids
+
+    def token_bytes(self, id: int) -> bytes:
+        if id < 256:
+            return bytes([id])
+        return next((name.encode() for name, value in SPECIAL.items() if value == id), b"<unused>")
+
+    def is_special(self, id: int) -> bool:
+        return id >= 256
+
+
+class FakeTemplate:
+    """`<bos>`, then a turn a message, then the opening of the reply's turn."""
+
+    def __init__(self, tokenizer: FakeTokenizer):
+        self.tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[dict[str, str]], **_: Any) -> list[int]:
+        ids = [BOS]
+        for message in messages:
+            text = f"{message['role']}:{message['content']}\n"
+            ids += [TURN, *self.tokenizer.encode(text, special=False, add_bos=False)]
+        return [*ids, TURN, *b"assistant:"]
+
+
+@dataclass
+class Script:
+    """What the engine answers to every request."""
+
+    text: str = "Hello world"
+    ids: tuple[int, ...] | None = None  # instead of the text
+    batch: int = 1  # tokens in one Output
+    cached: int = 0
+    fail_after: int | None = None  # raise after so many tokens
+    failure: Exception | None = None
+    gate: asyncio.Event | None = None  # nothing comes before it is set
+    endless: bool = False  # repeat the text until cancelled
+    pause: float = 0.0
+    per_seed: bool = False  # begin with the seed
+
+
+@dataclass
+class FakeEngine:
+    """EngineClient's interface. `running` holds the requests that nobody has ended."""
+
+    script: Script = field(default_factory=Script)
+    running: dict[int, list[int]] = field(default_factory=dict)
+    seen: list[tuple[list[int], SamplingParams]] = field(default_factory=list)
+    cancelled: int = 0
+    alive: bool = True
+    ids: Any = field(default_factory=itertools.count)
+    stopped: bool = False
+
+    def healthy(self) -> bool:
+        return self.alive
+
+    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Output]:
+        id = next(self.ids)
+        self.running[id] = prompt
+        self.seen.append((prompt, params))
+        finished = False
+        try:
+            async for output in self._outputs(id, prompt, params):
+                yield output
+                finished = output.finish is not None
+        finally:
+            del self.running[id]
+            self.cancelled += not finished
+
+    async def _outputs(self, id: int, prompt: list[int], params: SamplingParams) -> AsyncIterator[Output]:
+        script = self.script
+        if script.gate:
+            await script.gate.wait()
+        if script.failure and script.fail_after is None:
+            raise script.failure
+        scores = [None, *(_score(t, params.prompt_logprobs) for t in prompt[1:])]
+        scores = scores if params.prompt_logprobs is not None else []
+        tokens, reason = self._reply(prompt, params)
+        if not tokens:
+            yield self._output(id, prompt, [], params, scores, reason, 0)
+            return
+        sent = 0
+        for start in itertools.count(0, script.batch):
+            await asyncio.sleep(script.pause)
+            part = tokens[start : start + script.batch]
+            if script.endless:
+                part = [tokens[start % len(tokens)]]
+            sent += len(part)
+            if script.fail_after is not None and sent > script.fail_after:
+                raise script.failure or RuntimeError("the engine broke")
+            last = not script.endless and start + script.batch >= len(tokens)
+            yield self._output(id, prompt, part, params, scores, reason if last else None, sent)
+            scores = []
+            if last:
+                return
+
+    def _reply(self, prompt: list[int], params: SamplingParams) -> tuple[list[int], FinishReason]:
+        text = f"{params.seed} {self.script.text}" if self.script.per_seed else self.script.text
+        tokens = list(self.script.ids or text.encode())
+        if not params.ignore_eos:
+            tokens.append(EOS)
+        room = (params.context or 10**9) - len(prompt)
+        limit = min(room, params.max_tokens if params.max_tokens is not None else 10**9)
+        for place, token in enumerate(tokens[:limit]):
+            if token in params.stop_token_ids or (token == EOS and not params.ignore_eos):
+                return tokens[: place + 1], FinishReason.STOP
+        return tokens[:limit], FinishReason.LENGTH
+
+    def _output(
+        self,
+        id: int,
+        prompt: list[int],
+        tokens: list[int],
+        params: SamplingParams,
+        scores: list[TokenLogprob | None],
+        finish: FinishReason | None,
+        sent: int,
+    ) -> Output:
+        logprobs = [] if params.logprobs is None else [_score(token, params.logprobs) for token in tokens]
+        stats = SequenceStats(len(prompt), self.script.cached, sent, 10, 2_000_000, 3_000_000)
+        return Output(id, tokens, logprobs, scores, finish, stats if finish or sent == len(tokens) else None)
+
+
+def _score(token: int, alternatives: int | None) -> TokenLogprob:
+    """The token itself is the likeliest, the following ids come after it."""
+    top = tuple(((token + i) % VOCABULARY, -0.5 - i) for i in range(alternatives or 0))
+    return TokenLogprob(token, -0.5 if token != 0 else -math.inf, top)
+
+
+class FakeStore:
+    """Store's interface over a list."""
+
+    def __init__(self, *names: str, path: Path = Path("/nonexistent.gguf"), **fields: Any):
+        when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=1)))
+        config = {"model_family": "llama", "model_type": "134.52M", "file_type": "Q4_1", "context_length": 128}
+        self.models = {
+            str(name): StoredModel(
+                name=name, digest="ab" * 32, size=1234, modified_at=when, path=path, config=config, **fields
+            )
+            for name in map(ModelName.parse, names)
+        }
+        self.root = path.parent
+
+    def list(self) -> "list[StoredModel]":
+        return [*self.models.values()]
+
+    def find(self, name: str | ModelName) -> StoredModel:
+        name = ModelName.parse(name) if isinstance(name, str) else name
+        if name.display not in self.models:
+            raise ModelNotFound(name.display, next(iter(self.models), None))
+        return self.models[name.display]
+
+    def delete(self, name: str | ModelName) -> ModelName:
+        return self.models.pop(self.find(name).name.display).name
+
+
+class FakePool:
+    """Pool's interface: one engine for every model, loaded at the first lease."""
+
+    def __init__(self, store: FakeStore, engine: FakeEngine | None = None, context_length: int = 128):
+        self.store = store
+        self.engine = engine or FakeEngine()
+        self.context_length = context_length
+        self.models: dict[str, Any] = {}
+        self.leases = 0
+        self.waiting = 0
+        self.keep_alives: list[float | None] = []
+        self.load_gate: asyncio.Event | None = None
+        self.closed = False
+        self.tokenizer = FakeTokenizer()
+        self.make_template: Callable[[FakeTokenizer], Any] = FakeTemplate
+
+    @contextlib.asynccontextmanager
+    async def lease(self, name: str, keep_alive: float | None = None) -> AsyncIterator[Any]:
+        stored = self.store.find(name)
+        self.keep_alives.append(keep_alive)
+        self.waiting += 1
+        try:
+            if self.load_gate:
+                await self.load_gate.wait()
+        finally:
+            self.waiting -= 1
+        model = self.models.setdefault(stored.name.display, self._load(stored))
+        self.leases += 1
+        try:
+            yield model
+        finally:
+            self.leases -= 1
+            if keep_alive == 0:
+                self.models.pop(stored.name.display, None)
+
+    def _load(self, stored: StoredModel) -> Any:
+        return SimpleNamespace(
+            name=stored.name,
+            stored=stored,
+            tokenizer=self.tokenizer,
+            template=self.make_template(self.tokenizer),
+            engine=self.engine,
+            info=SimpleNamespace(context_length=self.context_length),
+            load_ns=5_000_000,
+        )
+
+    def loaded(self) -> list[Any]:
+        return [*self.models.values()]
+
+    async def unload(self, name: str) -> None:
+        self.models.pop(self.store.find(name).name.display, None)
+
+    async def close(self) -> None:
+        self.closed = self.engine.stopped = True
