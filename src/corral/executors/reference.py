@@ -1,0 +1,189 @@
+"""The reference executor: numpy, float32, slow and obvious: the definition of correct for every other one."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corral.executors.batch import BLOCK_SIZE, F32, I32, Batch, StepResult
+from corral.executors.reference_sampling import sample
+from corral.models.program import (
+    Activation,
+    Add,
+    Attention,
+    Embed,
+    Gated,
+    Head,
+    KVWrite,
+    Linear,
+    Op,
+    Program,
+    RmsNorm,
+    Rope,
+    RopeStyle,
+    Select,
+)
+
+
+class ReferenceExecutor:
+    """Runs a Program for a Batch, op by op. KV is float32; weights are dequantised once, when first used."""
+
+    def __init__(self, program: Program, *, num_blocks: int, max_tokens: int):
+        self.program, self.num_blocks, self.max_tokens = program, num_blocks, max_tokens
+        self.keys = [
+            np.zeros((num_blocks, BLOCK_SIZE, layer.kv_heads, layer.head_dim), np.float32)
+            for layer in program.kv_layers
+        ]
+        self.values = [np.zeros_like(keys) for keys in self.keys]
+        self.buffers: list[F32] = []
+        self.logits: F32 = np.zeros((0, program.vocab_size), np.float32)
+        self._weights: dict[int, F32] = {}
+
+    def step(self, batch: Batch) -> StepResult:
+        """Run every op, then sample or score each wanted row."""
+        if len(batch.tokens) > self.max_tokens:
+            raise ValueError(f"a step of {len(batch.tokens)} tokens; this executor takes {self.max_tokens}")
+        self.buffers = [np.zeros((0, buffer.width), np.float32) for buffer in self.program.buffers]
+        for op in self.program.ops:
+            RUN[type(op)](self, op, batch)
+        return sample(self.logits, batch.sampling)
+
+    def buffer(self, index: int) -> NDArray[Any]:
+        """A copy of a buffer as the last step left it."""
+        return self.buffers[index].copy()
+
+    def close(self) -> None:
+        """Forget weights and cache."""
+        self._weights.clear()
+        self.keys, self.values, self.buffers = [], [], []
+
+    def weight(self, index: int) -> F32:
+        """The dequantised matrix [rows, cols]."""
+        if index not in self._weights:
+            self._weights[index] = self.program.weights[index].dequantize()
+        return self._weights[index]
+
+
+def _embed(run: ReferenceExecutor, op: Embed, batch: Batch) -> None:
+    run.buffers[op.out] = run.weight(op.weight)[batch.tokens] * np.float32(op.scale)
+
+
+def _rms_norm(run: ReferenceExecutor, op: RmsNorm, batch: Batch) -> None:
+    x = run.buffers[op.x]
+    parts = x.reshape(len(x), op.heads, -1)
+    mean = np.mean(np.square(parts), axis=-1, keepdims=True)
+    normed = parts / np.sqrt(mean + np.float32(op.eps)) * run.weight(op.weight)[0]
+    run.buffers[op.out] = normed.reshape(x.shape)
+
+
+def _linear(run: ReferenceExecutor, op: Linear, batch: Batch) -> None:
+    x = run.buffers[op.x]
+    for weight, out, bias in zip(op.weights, op.outs, op.biases, strict=True):
+        run.buffers[out] = x @ run.weight(weight).T
+        if bias is not None:
+            run.buffers[out] += run.weight(bias)[0]
+
+
+def _rope(run: ReferenceExecutor, op: Rope, batch: Batch) -> None:
+    x = run.buffers[op.x].reshape(len(batch.tokens), op.heads, op.head_dim).copy()
+    pairs = np.arange(op.rotated // 2)
+    frequency = op.theta ** (-2.0 * pairs / op.rotated) / op.scale
+    if op.factors is not None:
+        frequency = frequency / run.weight(op.factors)[0]
+    angle = batch.positions[:, None, None] * frequency  # [N, 1, rotated / 2]
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    first = pairs if op.style is RopeStyle.HALF else 2 * pairs
+    second = first + (op.rotated // 2 if op.style is RopeStyle.HALF else 1)
+    a, b = x[..., first], x[..., second]
+    x[..., first], x[..., second] = a * cos - b * sin, a * sin + b * cos
+    run.buffers[op.x] = x.reshape(len(x), -1)
+
+
+def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
+    keys, values = run.keys[op.layer], run.values[op.layer]
+    block = batch.blocks[_sequence_of_rows(batch), batch.positions // BLOCK_SIZE]
+    slot = batch.positions % BLOCK_SIZE
+    keys[block, slot] = run.buffers[op.k].reshape(-1, *keys.shape[2:])
+    values[block, slot] = run.buffers[op.v].reshape(-1, *values.shape[2:])
+
+
+def _attention(run: ReferenceExecutor, op: Attention, batch: Batch) -> None:
+    q = run.buffers[op.q]
+    out = np.empty_like(q)
+    for sequence, blocks in enumerate(batch.blocks):
+        rows = slice(batch.starts[sequence], batch.starts[sequence + 1])
+        out[rows] = _attend(run, op, q[rows], batch.positions[rows], blocks)
+    run.buffers[op.out] = out
+
+
+def _attend(run: ReferenceExecutor, op: Attention, q: F32, positions: I32, blocks: I32) -> F32:
+    """One sequence: q [N, H * D] over its positions 0 to the last of `positions`."""
+    layer = run.program.kv_layers[op.layer]
+    length = int(positions.max(initial=-1)) + 1
+    used = blocks[: -(-length // BLOCK_SIZE)]
+    shape = (-1, layer.kv_heads, layer.head_dim)
+    keys = run.keys[op.layer][used].reshape(shape)[:length]
+    values = run.values[op.layer][used].reshape(shape)[:length]
+    distance = positions[:, None] - np.arange(length)  # [N, length]
+    seen = distance >= 0
+    if layer.window is not None:
+        seen &= distance < layer.window
+    grouped = q.reshape(len(q), layer.kv_heads, op.heads // layer.kv_heads, layer.head_dim)
+    scores = np.einsum("nkgd,lkd->kgnl", grouped, keys, optimize=True) * np.float32(op.scale)
+    scores = np.where(seen, scores, np.float32(-math.inf))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: F32 = np.einsum("kgnl,lkd->nkgd", weights, values, optimize=True).reshape(q.shape)
+    return out
+
+
+def _add(run: ReferenceExecutor, op: Add, batch: Batch) -> None:
+    run.buffers[op.out] = run.buffers[op.x] + run.buffers[op.y]
+
+
+def _gated(run: ReferenceExecutor, op: Gated, batch: Batch) -> None:
+    run.buffers[op.out] = ACTIVATE[op.activation](run.buffers[op.gate]) * run.buffers[op.up]
+
+
+def _silu(x: F32) -> F32:
+    out: F32 = x * (1 + np.tanh(x / 2)) / 2  # x * sigmoid(x), without overflow
+    return out
+
+
+def _gelu_tanh(x: F32) -> F32:
+    out: F32 = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))) / 2
+    return out
+
+
+def _select(run: ReferenceExecutor, op: Select, batch: Batch) -> None:
+    run.buffers[op.out] = run.buffers[op.x][batch.rows]
+
+
+def _head(run: ReferenceExecutor, op: Head, batch: Batch) -> None:
+    run.logits = run.buffers[op.x] @ run.weight(op.weight).T
+
+
+def _sequence_of_rows(batch: Batch) -> NDArray[Any]:
+    """Which sequence each of the N rows belongs to."""
+    return np.repeat(np.arange(len(batch.blocks)), np.diff(batch.starts))
+
+
+ACTIVATE: Mapping[Activation, Callable[[F32], F32]] = {
+    Activation.SILU: _silu,
+    Activation.GELU_TANH: _gelu_tanh,
+}
+
+RUN: Mapping[type[Op], Callable[[ReferenceExecutor, Any, Batch], None]] = {
+    Embed: _embed,
+    RmsNorm: _rms_norm,
+    Linear: _linear,
+    Rope: _rope,
+    KVWrite: _kv_write,
+    Attention: _attention,
+    Add: _add,
+    Gated: _gated,
+    Select: _select,
+    Head: _head,
+}

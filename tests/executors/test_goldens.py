@@ -1,0 +1,169 @@
+"""The real models against the float32 truth in tests/goldens (how it was made: tests/goldens/README.md)."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batches import Part, blocks_for, make_batch
+from corral.executors.batch import Executor, StepResult
+from corral.executors.reference import ReferenceExecutor
+from corral.models.program import Program
+from corral.models.table import build_program
+from corral.weights.gguf import open_gguf
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+PASSAGES = ("chat", "code", "english", "json", "multilingual", "numbers")
+QUICK = ("chat", "code")
+MAX_TOKENS = 256
+NEAR_TIE = 1e-3  # where the truth's first two log-probs are closer, either may come first
+# llama.cpp's figures for the same files, by the same measure: what a quantised executor must not fall behind.
+LLAMA_CPP = {"smollm2": (0.00276, 0.974), "gemma3": (0.00601, 0.958)}
+
+pytestmark = pytest.mark.model
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A passage's truth: position i predicts token i + 1."""
+
+    tokens: np.ndarray  # [N]
+    top_ids: np.ndarray  # [N, 20]
+    top_logprobs: np.ndarray  # [N, 20]
+    next_logprobs: np.ndarray  # [N - 1]
+    greedy_prompt: np.ndarray
+    greedy: np.ndarray  # [48]
+
+
+@functools.cache
+def load_goldens(model: str) -> dict[str, Golden]:
+    with np.load(GOLDENS / f"{model}.npz") as arrays:
+        fields = Golden.__dataclass_fields__
+        return {name: Golden(*(arrays[f"{name}.{field}"] for field in fields)) for name in PASSAGES}
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
+def model(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def program(model: str, request: pytest.FixtureRequest) -> Iterator[Program]:
+    with open_gguf(request.getfixturevalue(f"{model}_path")) as file:
+        yield build_program(file)
+
+
+@pytest.fixture(scope="module")
+def reference(program: Program) -> Iterator[Executor]:
+    executor = ReferenceExecutor(program, num_blocks=20, max_tokens=MAX_TOKENS)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(scope="module")
+def native(program: Program) -> Iterator[Executor]:
+    pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
+    from corral.executors.native import NativeExecutor
+
+    executor = NativeExecutor(program, num_blocks=20, max_tokens=MAX_TOKENS, max_sequences=1, threads=2)
+    yield executor
+    executor.close()
+
+
+def score(executor: Executor, tokens: np.ndarray) -> StepResult:
+    """Top 20 at every position, in one step; the row of position i is scored for token i + 1."""
+    count = len(tokens)
+    return executor.step(
+        make_batch(
+            [Part(tokens, blocks_for(count))],
+            target=np.append(tokens[1:], 0).astype(np.int32),
+            logprobs=np.full(count, 20, np.int32),
+        )
+    )
+
+
+def divergences(result: StepResult, golden: Golden) -> Iterator[float]:
+    """KL(truth || result) in nats at each position, over the truth's top 20 and all the rest as one event."""
+    for i in range(len(golden.tokens) - 1):
+        found = dict(zip(result.top_tokens[i].tolist(), result.top_logprobs[i].tolist(), strict=True))
+        floor = min(found.values())
+        truth = golden.top_logprobs[i].astype(float)
+        p, q = np.exp(truth), np.array([found.get(int(token), floor) for token in golden.top_ids[i]])
+        rest_p, rest_q = max(1e-9, 1 - p.sum()), max(1e-9, 1 - np.exp(q).sum())
+        yield float((p * (truth - q)).sum() + rest_p * math.log(rest_p / rest_q))
+
+
+def check_logprobs(executor: Executor, golden: Golden) -> None:
+    result = score(executor, golden.tokens)
+    np.testing.assert_allclose(result.top_logprobs, golden.top_logprobs, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(result.logprobs[:-1], golden.next_logprobs, rtol=0, atol=1e-3)
+    for i, (found, wanted) in enumerate(zip(result.top_tokens, golden.top_ids, strict=True)):
+        gap = np.diff(golden.top_logprobs[i], append=-np.inf)
+        clear = -np.maximum(gap, np.append(-np.inf, gap[:-1])) > NEAR_TIE  # from both neighbours
+        clear[-1] = False  # its next one is not known
+        np.testing.assert_array_equal(found[clear], wanted[clear])
+
+
+@pytest.mark.parametrize("passage", QUICK)
+def test_reference_gives_the_true_logprobs(model: str, reference: Executor, passage: str) -> None:
+    check_logprobs(reference, load_goldens(model)[passage])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passage", [name for name in PASSAGES if name not in QUICK])
+def test_reference_gives_the_true_logprobs_of_every_passage(model, reference, passage: str) -> None:
+    check_logprobs(reference, load_goldens(model)[passage])
+
+
+def follow_greedily(executor: Executor, golden: Golden) -> tuple[list[int], list[bool]]:
+    """What the executor would say after each token of the true continuation, and where that is a near tie."""
+    context = len(golden.greedy_prompt)
+    tokens = np.concatenate([golden.greedy_prompt, golden.greedy])[:-1]
+    blocks = blocks_for(len(tokens))
+    said, close = [], []
+    for start, stop in [(0, context), (context, len(tokens))]:
+        rows = [stop - start - 1] if start == 0 else None
+        part = Part(tokens[start:stop], blocks, start, rows)
+        count = 1 if rows else stop - start
+        result = executor.step(make_batch([part], logprobs=np.full(count, 2, np.int32)))
+        said += result.tokens.tolist()
+        close += (result.top_logprobs[:, 0] - result.top_logprobs[:, 1] <= NEAR_TIE).tolist()
+    return said, close
+
+
+@pytest.mark.parametrize("passage", ["english", pytest.param("json", marks=pytest.mark.slow)])
+def test_reference_continues_greedily_as_the_truth(model: str, reference: Executor, passage: str) -> None:
+    golden = load_goldens(model)[passage]
+    said, close = follow_greedily(reference, golden)
+    wrong = [
+        (i, token, wanted)
+        for i, (token, wanted, tie) in enumerate(zip(said, golden.greedy.tolist(), close, strict=True))
+        if token != wanted and not tie
+    ]
+    assert wrong == []
+
+
+def measure(executor: Executor, model: str) -> tuple[float, float]:
+    """Mean KL and the share of positions whose likeliest token is the true one, over all passages."""
+    kl: list[float] = []
+    hits: list[bool] = []
+    for golden in load_goldens(model).values():
+        result = score(executor, golden.tokens)
+        kl += divergences(result, golden)
+        hits += (result.top_tokens[:-1, 0] == golden.top_ids[:-1, 0]).tolist()
+    return float(np.mean(kl)), float(np.mean(hits))
+
+
+def test_native_is_as_exact_as_llama_cpp(
+    model: str, native: Executor, record_property: Callable[[str, object], None]
+) -> None:
+    kl, top1 = measure(native, model)
+    record_property("mean_kl", kl)
+    record_property("top1", top1)
+    limit, floor = LLAMA_CPP[model]
+    assert kl <= limit
+    assert top1 >= floor
