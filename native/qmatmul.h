@@ -12,25 +12,27 @@
 
 namespace corral {
 
-// One row of activations as int8 codes with a scale for every 32 columns: x[k] ~ scale[k / 32] * q[k], |q| <= 127.
-struct Activations {
-  int8_t* q;          // [cols]
-  float* scale;       // [cols / 32]
-  float* sum;         // [cols / 32]: scale * sum of the codes of the block
-  int16_t* code_sum;  // [cols / 16]: sum of the codes of each half block
-  float* half_sum;    // [cols / 16]: scale * code_sum
+// 32 columns of a row of activations: x[k] ~ scale * q[k] with |q| <= 127, and what offsets of weights multiply.
+// One record, so that a tile of several rows needs one pointer a row.
+struct ActivationBlock {
+  int8_t q[kBlock];
+  float scale;
+  float sum;            // scale * (code_sum[0] + code_sum[1])
+  int16_t code_sum[2];  // sum of each half's codes
 };
 
-size_t activations_bytes(int cols);  // a multiple of 64
-Activations activations_at(void* memory, int cols);  // memory: activations_bytes(cols), 64-byte aligned
+// Bytes of one row, a multiple of 64.
+inline size_t activations_bytes(int cols) {
+  return (static_cast<size_t>(cols / kBlock) * sizeof(ActivationBlock) + 63) / 64 * 64;
+}
 
-// Rows of activations one after the other, activations_bytes(cols) apart.
+// Rows of activations one after the other, activations_bytes(cols) apart, 64-byte aligned.
 struct ActivationRows {
   std::byte* memory;
   int cols;
 
-  Activations row(int n) const {
-    return activations_at(memory + activations_bytes(cols) * static_cast<size_t>(n), cols);
+  ActivationBlock* row(int n) const {
+    return reinterpret_cast<ActivationBlock*>(memory + activations_bytes(cols) * static_cast<size_t>(n));
   }
 };
 
@@ -38,7 +40,7 @@ struct ActivationRows {
 // out[n * ld_out + m] for their rows m < matrix.rows() and n < n_rows; nothing else is written.
 struct MatmulKernels {
   // x [cols] -> row; cols a multiple of 32. A NaN or an infinity makes this row's results NaN or infinite.
-  void (*quantize_row)(const float* x, int cols, const Activations& row);
+  void (*quantize_row)(const float* x, int cols, ActivationBlock* row);
   // For quantised matrices.
   void (*matmul_panels)(const Matrix& matrix, const ActivationRows& x, int n_rows, int panel_begin, int panel_end,
                         float* out, size_t ld_out);
