@@ -112,13 +112,17 @@ class Cursor:
         number: int = _U64.unpack_from(self._data, self.take(8))[0]
         return number
 
+    def u64s(self, count: int) -> tuple[int, ...]:
+        """The next `count` times 8 bytes as numbers."""
+        return struct.unpack_from(f"<{count}Q", self._data, self.take(8 * count))
+
     def count(self, what: str, limit: int, each: int) -> int:
         """A number of things of at least `each` bytes that are still to come."""
         number = self.u64()
-        if number > limit or number * each > self._end - self.pos:
-            self.corrupt(
-                f"{number} {what} cannot be in {self._end - self.pos} bytes or exceed the limit of {limit}"
-            )
+        if number > limit:
+            self.corrupt(f"{number} {what} exceed the limit of {limit}")
+        if number * each > self._end - self.pos:
+            self.corrupt(f"{number} {what} cannot be in the {self._end - self.pos} bytes that are left")
         return number
 
     def raw_text(self, limit: int) -> bytes:
@@ -164,7 +168,7 @@ class Cursor:
         scalar = _SCALARS.get(kind)
         if scalar is None:
             self.corrupt(f"{kind} is not an array's value type")
-        size = self.count("values", self._end, scalar.size) * scalar.size
+        size = self.count("values", 1 << 64, scalar.size) * scalar.size
         start = self.take(size)
         return self._view[start : start + size].cast(_FORMATS[kind])  # type: ignore[call-overload, no-any-return]
 

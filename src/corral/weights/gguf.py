@@ -17,7 +17,7 @@ from typing import Self
 
 from corral.errors import CorruptModel, ModelNotFound, UserError
 from corral.weights.cursor import Cursor, StringArray, Value
-from corral.weights.ggml_types import REMOVED_TYPES, TENSOR_TYPES
+from corral.weights.ggml_types import REMOVED_TYPES, TENSOR_TYPES, TensorType
 
 __all__ = ["GGUFFile", "StringArray", "TensorInfo", "Value", "open_gguf"]
 
@@ -150,48 +150,46 @@ def _alignment(cursor: Cursor, metadata: Mapping[str, Value]) -> int:
 
 def _read_tensors(cursor: Cursor, count: int, alignment: int, size: int) -> dict[str, TensorInfo]:
     """The tensor table. Where the data begins is known only after it: bounds are a second pass."""
-    entries: dict[str, TensorInfo] = {}
+    entries: dict[str, tuple[tuple[int, ...], TensorType, int]] = {}
     for i in range(count):
         cursor.where = f"tensor {i + 1} of {count}"
         name = cursor.name(MAX_NAME_LENGTH)
         cursor.where = f"tensor '{name}'"
         if name in entries:
             cursor.corrupt("it is there twice")
-        entries[name] = _read_tensor(cursor, name, alignment)
+        entries[name] = _read_tensor(cursor, alignment)
     base = -(-cursor.pos // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
-    for name, info in entries.items():
-        if base + info.offset + info.nbytes > size:
+    for name, (dims, kind, offset) in entries.items():
+        start, nbytes = base + offset, prod(dims) // kind.block * kind.nbytes
+        if start + nbytes > size:
             cursor.where = f"tensor '{name}'"
-            cursor.corrupt(
-                f"its {info.nbytes} bytes at {base + info.offset} go beyond the end: the file is cut off"
-            )
-        tensors[name] = TensorInfo(name, info.shape, info.type, base + info.offset, info.nbytes)
+            cursor.corrupt(f"its {nbytes} bytes at {start} go beyond the end: the file is cut off or lies")
+        tensors[name] = TensorInfo(name, dims[::-1], kind.name, start, nbytes)
     return tensors
 
 
-def _read_tensor(cursor: Cursor, name: str, alignment: int) -> TensorInfo:
-    """One entry of the table; its offset still counts from the data's beginning."""
+def _read_tensor(cursor: Cursor, alignment: int) -> tuple[tuple[int, ...], TensorType, int]:
+    """Dimensions (columns first), type and offset in the data of the table's next entry."""
     rank = cursor.u32()
     if not 1 <= rank <= MAX_DIMS:
         cursor.corrupt(f"it has {rank} dimensions, not 1 to {MAX_DIMS}")
-    dims = [cursor.u64() for _ in range(rank)]
-    if not all(dims):
-        cursor.corrupt(f"its shape {dims} has a zero")
+    dims = cursor.u64s(rank)
+    if 0 in dims:
+        cursor.corrupt(f"its shape {list(dims)} has a zero")
     number = cursor.u32()
     kind = TENSOR_TYPES.get(number)
     if kind is None:
         known = REMOVED_TYPES.get(number)
         cursor.unsupported(
-            f"its type is {known}, which was removed from GGUF" if known else f"unknown type {number}"
+            f"its type is {known}, which GGUF no longer has" if known else f"unknown type {number}"
         )
     if dims[0] % kind.block:
         cursor.corrupt(f"a row of {dims[0]} weights is not whole blocks of {kind.block} ({kind.name})")
     offset = cursor.u64()
     if offset % alignment:
         cursor.corrupt(f"its offset {offset} is not a multiple of {alignment}")
-    nbytes = prod(dims) // kind.block * kind.nbytes
-    return TensorInfo(name, tuple(reversed(dims)), kind.name, offset, nbytes)
+    return dims, kind, offset
 
 
 def _refuse_split(cursor: Cursor, metadata: Mapping[str, Value]) -> None:
