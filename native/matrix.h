@@ -80,12 +80,16 @@ class Matrix {
   void dequantize_row(int row, float* out) const;
 
  private:
+  struct GroupScale {
+    float scale, offset;
+  };
+
   void check_range(int first_row, int n_rows) const;
   void pack_panel(int index, int rows, const CodedRows& from);
-  void pack_codes(std::byte* panel, int rows, const uint8_t* codes);
-  void pack_scales(std::byte* panel, int rows, const CodedRows& from);
-  void pack_super_scales(std::byte* panel, int rows, const CodedRows& from);
-  int code_at(const std::byte* panel, int lane, int col) const;
+  void pack_scales(std::byte* to, int rows, const CodedRows& from);
+  void pack_super_scales(std::byte* to, int rows, const CodedRows& from);
+  int code_at(const std::byte* block, int lane, int col) const;
+  GroupScale group_scale(const std::byte* panel, int lane, int group) const;
   void dequantize_floats(const std::byte* panel, int lane, float* out) const;
 
   struct Free {
