@@ -7,6 +7,7 @@ import pytest
 import gguf_files
 from corral.errors import CorruptModel, UnsupportedModel
 from corral.weights.gguf import open_gguf
+from corral.weights.qtensor import Groups
 from corral.weights.tensors import load_tensor
 
 
@@ -50,6 +51,30 @@ def test_tensor_outlives_the_closed_file(tmp_path) -> None:
     matrix = load_tensor(file, "w")
     file.close()
     np.testing.assert_array_equal(matrix.dequantize(), values)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "multiple"), [(0, None, 8), (8, 2000, 16), (0, 0, 8), (1999, None, 1)]
+)
+def test_ranges_cover_the_rows_once_in_multiples(tmp_path, start, stop, multiple) -> None:
+    values = np.zeros((2001, 256), np.float32)
+    with open_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"w": values})) as file:
+        ranges = list(load_tensor(file, "w").ranges(start, stop, multiple))
+    assert [row for first, end in ranges for row in range(first, end)] == list(range(2001))[start:stop]
+    assert all((end - first) % multiple == 0 for first, end in ranges[:-1])
+    assert all((end - first) * 1024 <= 256 << 10 for first, end in ranges)
+
+
+def test_dequantize_of_many_ranges_equals_decoding_at_once(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    tensor = gguf_files.random_matrix(rng, "Q4_K", 3001, 512, 1.0)
+    with open_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"w": tensor})) as file:
+        matrix = load_tensor(file, "w")
+        assert len(list(matrix.ranges())) > 2
+        groups = matrix.decode()
+        assert isinstance(groups, Groups)
+        np.testing.assert_array_equal(matrix.dequantize(), groups.dequantize())
+        np.testing.assert_array_equal(matrix.dequantize(5, -3), groups.dequantize()[5:-3])
 
 
 def test_release_keeps_tensors_readable(tmp_path) -> None:

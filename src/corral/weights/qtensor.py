@@ -1,11 +1,13 @@
 """The one quantised tensor: every format on disk is read as codes with group scales."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+CACHED_BYTES = 256 << 10  # of the file; decoded, about three times as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,18 @@ class QTensor:
         """Rows start to stop as Groups, or as float32 [M, K] for a plain float type."""
         return self.decode_rows(self.raw[start:stop])
 
+    def ranges(self, start: int = 0, stop: int | None = None, multiple: int = 8) -> Iterator[tuple[int, int]]:
+        """The rows in runs (multiples of so many) that decode within the processor's cache: much faster."""
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        step = max(1, CACHED_BYTES // self.raw.shape[1] // multiple) * multiple
+        for first in range(start, stop, step):
+            yield first, min(first + step, stop)
+
     def dequantize(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows start to stop as float32 [M, K]."""
-        rows = self.decode(start, stop)
-        return rows.dequantize() if isinstance(rows, Groups) else rows
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        weights = np.empty((max(stop - start, 0), self.shape[1]), np.float32)
+        for first, end in self.ranges(start, stop):
+            rows = self.decode(first, end)
+            weights[first - start : end - start] = rows.dequantize() if isinstance(rows, Groups) else rows
+        return weights
