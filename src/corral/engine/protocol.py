@@ -22,6 +22,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     eos_ids: list[int] = []  # tokens that end a reply; the tokeniser knows them, and it lives in the server
     max_queue: int = 512  # requests waiting or running
     isa: str = "auto"  # which native kernels: auto, avx2, scalar
+    executor: str = "native"  # a name in engine/load.py's table
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):

@@ -1,0 +1,70 @@
+"""From a model file to an Engine that is ready to run it."""
+
+import importlib
+import time
+from typing import Any
+
+from corral.engine.engine import Engine, EngineOptions
+from corral.engine.protocol import EngineSpec, Ready
+from corral.errors import EngineFailed, OutOfMemory
+from corral.executors.batch import BLOCK_SIZE, Executor
+from corral.models.program import Program
+from corral.models.table import build_program
+from corral.weights.gguf import open_gguf
+
+# Class, and which fields of a spec it is given beside the Program, num_blocks and max_tokens.
+EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "native": ("corral.executors.native:NativeExecutor", ("max_sequences", "threads", "isa")),
+    "reference": ("corral.executors.reference:ReferenceExecutor", ()),
+}
+
+
+def load(spec: EngineSpec) -> tuple[Engine, Ready]:
+    """Load the model that a spec names; raises what is wrong with it."""
+    begun = time.monotonic_ns()
+    program = build_program(open_gguf(spec.path))
+    num_blocks = kv_blocks(program, spec.kv_bytes)
+    executor = make_executor(program, spec, num_blocks)
+    options = EngineOptions(
+        eos_ids=frozenset(spec.eos_ids),
+        context_length=program.context_length,
+        vocab_size=program.vocab_size,
+        batch_tokens=spec.batch_tokens,
+        max_sequences=spec.max_sequences,
+        max_queue=spec.max_queue,
+    )
+    ready = Ready(
+        context_length=program.context_length,
+        vocab_size=program.vocab_size,
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        weight_bytes=sum(tensor.raw.nbytes for tensor in program.weights),
+        kv_bytes=num_blocks * BLOCK_SIZE * program.kv_bytes_per_token(),
+        load_ns=time.monotonic_ns() - begun,
+        isa=getattr(executor, "isa", spec.executor),
+    )
+    return Engine(executor, options), ready
+
+
+def kv_blocks(program: Program, kv_bytes: int) -> int:
+    """How many blocks fit in the KV memory; OutOfMemory if that is no usable number."""
+    block_bytes = BLOCK_SIZE * program.kv_bytes_per_token()
+    count = kv_bytes // block_bytes
+    if count < 2:
+        raise OutOfMemory(
+            f"two blocks of this model's KV cache take {2 * block_bytes} bytes, but it was given {kv_bytes}; "
+            "set CORRAL_KV_CACHE to a larger size"
+        )
+    return count
+
+
+def make_executor(program: Program, spec: EngineSpec, num_blocks: int) -> Executor:
+    """The executor that a spec names, imported when it is wanted."""
+    if spec.executor not in EXECUTORS:
+        raise EngineFailed(f"no executor '{spec.executor}'; there are: {', '.join(EXECUTORS)}")
+    location, fields = EXECUTORS[spec.executor]
+    module, name = location.split(":")
+    options: dict[str, Any] = {field: getattr(spec, field) for field in fields}
+    factory = getattr(importlib.import_module(module), name)
+    executor: Executor = factory(program, num_blocks=num_blocks, max_tokens=spec.batch_tokens, **options)
+    return executor

@@ -1,0 +1,132 @@
+"""The engine process: `python -m corral.engine.worker FD` with an EngineSpec as JSON on standard input.
+
+It loads one model, says Ready or LoadFailed on the inherited socket FD, and then answers requests until the
+server says Stop, closes the socket, or dies. It opens no network and has no secret in its environment.
+"""
+
+import ctypes
+import faulthandler
+import gc
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+from array import array
+from typing import NoReturn
+
+import msgspec
+
+from corral.engine.engine import Engine
+from corral.engine.load import load
+from corral.engine.protocol import (
+    Add,
+    Cancel,
+    EngineSpec,
+    FromEngine,
+    LoadFailed,
+    Output,
+    Step,
+    Stop,
+)
+from corral.engine.wire import BadFrame, encode_frame, receive
+from corral.errors import CorralError, OutOfMemory
+from corral.types import FinishReason
+
+_PR_SET_PDEATHSIG = 1
+_OK, _BROKEN_PEER, _LOAD_FAILED = 0, 1, 2
+
+
+def main(arguments: list[str]) -> int:
+    """Run the process; its exit status."""
+    _harden()
+    connection = socket.socket(fileno=int(arguments[1]))
+    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineSpec)
+    try:
+        engine, ready = load(spec)
+    except Exception as error:
+        _send(connection, _failure(error))
+        if not isinstance(error, CorralError):
+            raise
+        return _LOAD_FAILED
+    _send(connection, ready)
+    gc.collect()
+    gc.freeze()  # what a loaded model consists of stays; a step's collections need not walk it
+    return serve(engine, connection)
+
+
+def _harden() -> None:
+    """Die with the server, leave no core dump of other people's prompts, and let the server see to Ctrl-C."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")  # short of memory, the system should take an engine and not the server
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+
+
+def serve(engine: Engine, connection: socket.socket) -> int:
+    """Answer requests until the server is gone."""
+    inbox: queue.SimpleQueue[Add | Cancel] = queue.SimpleQueue()
+    threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()
+    while True:
+        outputs = []
+        if not engine.has_work and inbox.empty():
+            engine.check()
+            outputs += _take(engine, inbox.get())  # sleeps here while there is nothing to do
+        while not inbox.empty():
+            outputs += _take(engine, inbox.get())
+        outputs += engine.step()
+        _send(connection, Step(outputs, engine.load))
+
+
+def _take(engine: Engine, message: Add | Cancel) -> list[Output]:
+    """Act on one message; an output if it is a request that the engine refuses."""
+    match message:
+        case Add():
+            try:
+                engine.add(message.id, array("i", message.prompt).tolist(), message.params)
+            except CorralError as error:
+                return [Output(id=message.id, finish=FinishReason.ERROR, error=str(error))]
+        case Cancel():
+            engine.cancel(message.id)
+    return []
+
+
+def _read_messages(connection: socket.socket, inbox: queue.SimpleQueue[Add | Cancel]) -> None:
+    """The reader thread. It ends the process itself, as the main thread may be deep in a step."""
+    try:
+        while not isinstance(message := receive(connection), Stop | None):
+            inbox.put(message)
+    except (BadFrame, OSError) as error:
+        print(f"corral engine: {error}", file=sys.stderr, flush=True)
+        _exit(_BROKEN_PEER)
+    _exit(_OK)
+
+
+def _send(connection: socket.socket, message: FromEngine) -> None:
+    try:
+        connection.sendall(encode_frame(message))
+    except OSError:  # the server is gone, and with it everybody who waits for an answer
+        _exit(_BROKEN_PEER)
+
+
+def _exit(status: int) -> NoReturn:
+    """Leave at once: threads in native code need not be asked, and the system takes the memory back."""
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _failure(error: Exception) -> LoadFailed:
+    if isinstance(error, CorralError):
+        return LoadFailed(type(error).__name__, str(error))
+    if isinstance(error, MemoryError):
+        return LoadFailed(OutOfMemory.__name__, "there is not enough memory for the model's weights")
+    return LoadFailed("EngineFailed", f"the model could not be loaded: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
