@@ -52,6 +52,8 @@ class FakeTokenizer:
 class FakeTemplate:
     """`<bos>`, then a turn a message, then the opening of the reply's turn."""
 
+    supports_system = True
+
     def __init__(self, tokenizer: FakeTokenizer):
         self.tokenizer = tokenizer
 
@@ -101,8 +103,8 @@ class FakeEngine:
         finished = False
         try:
             async for output in self._outputs(id, prompt, params):
-                yield output
                 finished = output.finish is not None
+                yield output
         finally:
             del self.running[id]
             self.cancelled += not finished

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from corral.errors import InvalidRequest, PromptTooLarge, PromptTooLong
 from corral.pool.pool import LoadedModel
@@ -34,8 +34,10 @@ class _Reader:
         self.context = params.context or model.info.context_length
 
     def read_all(self) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
-        prompts = tuple(self._read(prompt) for prompt in self.generation.prompts)
         params = self.params
+        self._check_ids("logit_bias", params.logit_bias)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        prompts = tuple(self._read(prompt) for prompt in self.generation.prompts)
         if self.generation.shrink_to_fit and params.max_tokens is not None:
             room = self.context - max(len(prompt.ids) for prompt in prompts)
             params = dataclasses.replace(params, max_tokens=min(params.max_tokens, room))
@@ -43,10 +45,10 @@ class _Reader:
 
     def _read(self, prompt: Prompt) -> TokenisedPrompt:
         if isinstance(prompt, tuple):
-            self._check_ids(prompt)
+            self._check_ids("prompt", prompt)
             return self._fit(TokenisedPrompt(prompt, self._decode(prompt) if self.generation.echo else ""), None)
         if isinstance(prompt, Conversation):
-            self._check_ids(prompt.context)
+            self._check_ids("context", prompt.context)
             return self._fit(*self._read_conversation(prompt))
         text = self._within_bytes(prompt)
         ids = self._encode(text)
@@ -70,17 +72,18 @@ class _Reader:
         tokenizer = self.model.tokenizer
         return b"".join(tokenizer.token_bytes(token) for token in ids).decode("utf-8", "replace")
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
+    def _check_ids(self, field: str, ids: Iterable[int]) -> None:
         size = self.model.tokenizer.vocab_size
         for token in ids:
             if not 0 <= token < size:
-                raise InvalidRequest(f"token id {token} is not in the vocabulary of {size} tokens", "prompt")
+                raise InvalidRequest(f"{field}: {token} is not a token id of this model's {size}", field)
 
     def _render(self, conversation: Conversation) -> tuple[int, ...]:
-        messages = [dict(message) for message in conversation.messages]
-        if self.model.template is None:
-            return self._encode("\n\n".join(message["content"] for message in messages))
-        ids = tuple(self.model.template.encode(messages))
+        template = self.model.template
+        system = any(message["role"] == "system" for message in conversation.messages)
+        if system and not template.supports_system:
+            raise InvalidRequest("the model's chat template has no place for a system message", "messages")
+        ids = tuple(template.encode(conversation.messages))
         bos = self.model.tokenizer.bos_id
         if conversation.context and ids[:1] == (bos,):
             ids = ids[1:]  # the earlier exchange has it already

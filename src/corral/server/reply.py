@@ -73,7 +73,7 @@ class Reply:
         text, scored = "", []
         for place, token in enumerate(output.tokens):
             self.ids.append(token)
-            if self.params.logprobs is not None:
+            if self.params.logprobs is not None and not self._ends_silently(output, place):
                 score = output.logprobs[place] if place < len(output.logprobs) else None
                 scored.append(self._scored(token, score, self.length))
             piece = self.detokenizer.push([token])
@@ -83,6 +83,11 @@ class Reply:
             if stopped:
                 return text, scored, True
         return text, scored, False
+
+    def _ends_silently(self, output: Output, place: int) -> bool:
+        """The control token that ended the reply is not part of what it says."""
+        last = output.finish is FinishReason.STOP and place == len(output.tokens) - 1
+        return last and self.tokenizer.is_special(output.tokens[place])
 
     def _until_stop(self, piece: str) -> tuple[str, bool]:
         if self.stop is None or len(self.ids) < self.params.min_tokens:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 
-class Wire(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Wire(msgspec.Struct, forbid_unknown_fields=True):
     """A strict object."""
 
 
@@ -20,7 +20,7 @@ class StreamOptions(Wire):
     continuous_usage_stats: bool | None = None
 
 
-class Sampling(Wire):
+class Sampling(Wire, kw_only=True):
     """What both endpoints share."""
 
     model: str
@@ -55,7 +55,7 @@ class Sampling(Wire):
     prompt_cache_retention: str | None = None
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(Sampling, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
@@ -94,7 +94,7 @@ class Message(Wire):
     tool_call_id: str | None = None
 
 
-class ChatRequest(Sampling):
+class ChatRequest(Sampling, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[Message]

@@ -1,0 +1,24 @@
+"""A live server for each test."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from corral.config import Settings
+from fake_engine import FakeEngine, FakePool, FakeStore, Script
+from live_server import MODEL, LiveServer
+
+
+@pytest.fixture
+def script() -> Script:
+    """What the engine says; tests change it."""
+    return Script()
+
+
+@pytest.fixture
+def server(script: Script) -> Iterator[LiveServer]:
+    """A server with two models, context 128."""
+    store = FakeStore(MODEL, "team/other:q4")
+    live = LiveServer(Settings(), FakePool(store, FakeEngine(script)))
+    yield live
+    live.stop()
