@@ -1,0 +1,26 @@
+"""Run a file's Program on the reference executor and get whole log-prob rows."""
+
+from pathlib import Path
+
+import dense
+import numpy as np
+
+from batches import Part, blocks_for, make_batch
+from corral.executors.reference import ReferenceExecutor
+from corral.models.table import build_program
+from corral.weights.gguf import open_gguf
+
+
+def logprobs(path: Path, tokens: list[int]) -> np.ndarray:
+    """Log-probs [N, vocabulary] of a file's own Program, in one step."""
+    with open_gguf(path) as file:
+        blocks = blocks_for(len(tokens))
+        executor = ReferenceExecutor(build_program(file), num_blocks=len(blocks), max_tokens=len(tokens))
+        executor.step(make_batch([Part(tokens, blocks)]))
+        result = dense.log_softmax(executor.logits.astype(np.float64))
+        executor.close()
+    return result
+
+
+def random_tokens(count: int, vocab_size: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
