@@ -1,0 +1,49 @@
+"""Finds the tokens that are matched as whole text before anything else: control and user-defined ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tokenizers
+from tokenizers import models
+
+__all__ = ["AddedTokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that text is searched for."""
+
+    id: int
+    text: str
+    eats_space: bool = False  # swallows the white space after it
+
+
+class AddedTokens:
+    """A set of added tokens. Of two that overlap, the one that begins first wins, then the longer one.
+
+    The search is that of the `tokenizers` library with a model that knows no words: its time is linear in the
+    text's length whatever the text, and it releases the interpreter's lock.
+    """
+
+    def __init__(self, tokens: Sequence[AddedToken]):
+        self._ids = [token.id for token in tokens]
+        self._finder = tokenizers.Tokenizer(models.BPE(vocab={}, merges=[], cache_capacity=0))
+        self._finder.add_tokens(
+            [tokenizers.AddedToken(t.text, normalized=False, rstrip=t.eats_space) for t in tokens]
+        )
+
+    def split(self, text: str) -> list[int | str]:
+        """The text as ids of added tokens and the strings between them, none of them empty."""
+        if not self._ids:
+            return [text] if text else []
+        found = self._finder.encode(text, add_special_tokens=False)
+        parts: list[int | str] = []
+        last = 0
+        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if start > last:
+                parts.append(text[last:start])
+            parts.append(self._ids[index])
+            last = end
+        if last < len(text):
+            parts.append(text[last:])
+        return parts

@@ -1,0 +1,77 @@
+"""Byte-level BPE (GPT-2's scheme), by the `tokenizers` library."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from corral.errors import CorruptModel, UnsupportedModel
+from corral.text.pretokenizers import PRETOKENIZERS, Pretokenizer
+from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_strings
+
+__all__ = ["ByteLevelBPE"]
+
+
+def _byte_characters() -> dict[str, int]:
+    """The byte that each printable character stands for in the vocabulary."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+BYTE_OF = _byte_characters()
+
+
+class ByteLevelBPE:
+    """Merges pairs of byte-level pieces inside the words that the model's pre-tokeniser cuts."""
+
+    add_space_prefix = False
+
+    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, tokens: list[str]):
+        kind = metadata.get(PREFIX + "pre", "default")
+        words = PRETOKENIZERS.get(kind) if isinstance(kind, str) else None
+        if words is None:
+            raise UnsupportedModel(
+                f"pre-tokeniser '{kind}' is not supported; supported are {', '.join(sorted(PRETOKENIZERS))}"
+            )
+        self.add_bos = words.add_bos
+        self._vocabulary = vocabulary
+        self._encoder = _build(metadata, tokens, words)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text without special tokens. Releases the interpreter's lock."""
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+        if self._vocabulary.types[token] != TokenType.NORMAL:
+            return self._vocabulary.raw(token)
+        text = self._vocabulary.text(token)
+        try:
+            return bytes([BYTE_OF[character] for character in text])
+        except KeyError:
+            return text.encode()
+
+
+def _build(metadata: Mapping[str, Any], tokens: list[str], words: Pretokenizer) -> tokenizers.Tokenizer:
+    # A pair that is listed twice keeps its first rank, as in llama.cpp. The first character may be a space.
+    merges = [_split_merge(line) for line in dict.fromkeys(read_strings(metadata, "merges"))]
+    vocab = {text: token for token, text in enumerate(tokens)}
+    try:
+        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=words.ignore_merges)
+    except Exception as error:  # the library has no error class of its own
+        raise CorruptModel(f"{PREFIX}merges does not fit the vocabulary: {error}") from None
+    encoder = tokenizers.Tokenizer(model)
+    splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in words.patterns]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoder.pre_tokenizer = pre_tokenizers.Sequence([*splits, last])
+    return encoder
+
+
+def _split_merge(line: str) -> tuple[str, str]:
+    cut = line.find(" ", 1)
+    if cut < 0 or cut == len(line) - 1:
+        raise CorruptModel(f"{PREFIX}merges has an entry that is not a pair: {line!r}")
+    return line[:cut], line[cut + 1 :]

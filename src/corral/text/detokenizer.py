@@ -1,0 +1,37 @@
+"""Token ids to text as they come, in whole characters."""
+
+import codecs
+from collections.abc import Iterable
+
+from corral.text.tokenizer import Tokenizer
+
+__all__ = ["Detokenizer"]
+
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """Turns one reply's tokens into text.
+
+    What push() and flush() return, joined, is the whole's bytes decoded with errors="replace"; push() keeps
+    back the bytes of an unfinished character. Nothing is stripped: as in llama.cpp, a leading space belongs
+    to the reply.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
+        self._bytes = tokenizer.token_bytes
+        self._skip = tokenizer.is_special if skip_special else None
+        self._decoder = _UTF8(errors="replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these tokens complete."""
+        skip, token_bytes = self._skip, self._bytes
+        if skip is None:
+            data = b"".join([token_bytes(token) for token in ids])
+        else:
+            data = b"".join([token_bytes(token) for token in ids if not skip(token)])
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """The rest at the end of the reply: U+FFFD if a character was left unfinished."""
+        return self._decoder.decode(b"", final=True)

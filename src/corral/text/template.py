@@ -1,0 +1,134 @@
+"""A model's own chat template: a conversation to a prompt."""
+
+import datetime
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import minijinja
+
+from corral.errors import CorralError, InvalidRequest, UnsupportedModel
+from corral.text.default_templates import default_template
+from corral.text.seals import Seals
+from corral.text.tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "load_template"]
+
+KEY = "tokenizer.chat_template"
+FUEL = 500_000  # instructions that one rendering may take
+MAX_OUTPUT = 4 << 20  # characters
+# Marks which tokens are trained on; says nothing about the text.
+GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+
+
+class _Raised(Exception):
+    """The template called raise_exception."""
+
+
+class ChatTemplate:
+    """Renders conversations. What a conversation says never becomes a control token; see seals.py."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer):
+        self.source = source
+        self._tokenizer = tokenizer
+        self._seals = Seals(tokenizer, GENERATION_TAG.sub("", source))
+        self._environment = _environment()
+        self._broken: str | None = None
+        try:
+            self._environment.add_template("chat", self._seals.source)
+        except minijinja.TemplateError as error:
+            self._broken = f"the model's chat template cannot be used: {_reason(error)}"
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The prompt as text. Options as in `encode`."""
+        return self._seals.text(self._render(messages, **options))
+
+    def encode(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """The prompt's token ids, with one BOS if the model wants it or the template writes it.
+
+        Options: add_generation_prompt (True), tools (None), documents (None), what else the template reads.
+        """
+        parts = self._seals.parts(self._render(messages, **options))
+        bos = self._tokenizer.bos_id
+        return self._tokenizer.encode_parts(parts, add_bos=self._tokenizer.add_bos and parts[:1] != [bos])
+
+    @functools.cached_property
+    def supports_tools(self) -> bool:
+        """Whether the template reads `tools`."""
+        return not self._broken and "tools" in self._environment.undeclared_variables_in_template("chat")
+
+    @functools.cached_property
+    def supports_system(self) -> bool:
+        """Whether a system message reaches the prompt."""
+        probe = [{"role": "system", "content": "probe0"}, {"role": "user", "content": "hello"}]
+        try:
+            return "probe0" in self.render(probe)
+        except CorralError:
+            return False
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **options: Any
+    ) -> str:
+        if self._broken:
+            raise UnsupportedModel(self._broken)
+        context: dict[str, Any] = {"tools": None, "documents": None, **options}
+        context = self._seals.defuse({**context, "messages": [dict(message) for message in messages]})
+        context |= {**self._seals.names, "add_generation_prompt": add_generation_prompt}
+        try:
+            rendered = self._environment.render_template("chat", **context)
+        except _Raised as error:
+            raise InvalidRequest(self._seals.text(str(error)), "messages") from None
+        except minijinja.TemplateError as error:
+            reason = self._seals.text(_reason(error))
+            raise InvalidRequest(f"the model's chat template failed: {reason}", "messages") from None
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # from a filter below
+            raise InvalidRequest(f"the model's chat template failed: {error}", "messages") from None
+        if len(rendered) > MAX_OUTPUT:
+            raise InvalidRequest(
+                f"the conversation becomes more than {MAX_OUTPUT} characters long", "messages"
+            )
+        return rendered
+
+
+def load_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
+    """The model's template, or the one that its control tokens suggest."""
+    source = metadata.get(KEY)
+    return ChatTemplate(source if isinstance(source, str) else default_template(tokenizer), tokenizer)
+
+
+def _environment() -> minijinja.Environment:
+    """Jinja as transformers sets it up (utils/chat_template_utils.py), with a limit on its work."""
+    environment = minijinja.Environment(trim_blocks=True, lstrip_blocks=True, fuel=FUEL, debug=False)
+    environment.add_filter("tojson", _to_json)
+    environment.add_global("raise_exception", _raise_exception)
+    environment.add_global("strftime_now", _strftime_now)
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    pair = (separators[0], separators[1]) if separators else None
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=pair, sort_keys=sort_keys)
+    if ensure_ascii:  # except for the private characters of seals.py
+        text = re.sub("[\x7f-\U000fffff]", lambda match: json.dumps(match[0])[1:-1], text)
+    return text
+
+
+def _raise_exception(message: str) -> None:
+    raise _Raised(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _reason(error: minijinja.TemplateError) -> str:
+    where = f" (line {error.line})" if error.line else ""
+    return f"{error.detail or error.kind}{where}"

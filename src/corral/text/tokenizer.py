@@ -1,0 +1,150 @@
+"""Text to token ids and back, from a GGUF file's metadata."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from corral.errors import InvalidRequest, UnsupportedModel
+from corral.text.added import AddedToken, AddedTokens
+from corral.text.bpe import ByteLevelBPE
+from corral.text.spm import SentencePieceBPE
+from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_flag, read_vocabulary
+
+__all__ = ["Tokenizer", "load_tokenizer"]
+
+
+class Scheme(Protocol):
+    """How plain text becomes ids: one class a value of tokenizer.ggml.model."""
+
+    @property
+    def add_bos(self) -> bool: ...
+    @property
+    def add_space_prefix(self) -> bool: ...
+    def encode(self, text: str) -> list[int]: ...
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+class Tokenizer:
+    """A model's tokeniser. Its methods may be called from several threads."""
+
+    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, scheme: Scheme):
+        self.vocab_size = len(vocabulary)
+        self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
+        self.eos_ids = vocabulary.end_ids
+        self.names = vocabulary.names
+        self.add_bos = read_flag(metadata, "add_bos_token", scheme.add_bos) and self.bos_id is not None
+        self.add_eos = read_flag(metadata, "add_eos_token", False) and self.eos_id is not None
+        self._vocabulary, self._scheme = vocabulary, scheme
+        self._pieces: dict[int, bytes] = {}
+        self._special = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
+        plain = vocabulary.of_type(TokenType.USER_DEFINED)
+        self._eats_space = _space_eaters(metadata, vocabulary, self._special)
+        self._plain_finder = AddedTokens([self._added(token) for token in plain])
+        self._special_finder = AddedTokens([self._added(token) for token in sorted(plain + self._special)])
+
+    def encode(self, text: str, *, special: bool, add_bos: bool) -> list[int]:
+        """The text's token ids.
+
+        With `special`, text that spells a control token becomes it; without, it stays plain text.
+        User-defined tokens are found either way, as in llama.cpp.
+        """
+        parts = (self._special_finder if special else self._plain_finder).split(check_text(text))
+        return self._encode_parts(parts, add_bos)
+
+    def encode_parts(self, parts: Iterable[int | str], *, add_bos: bool) -> list[int]:
+        """The ids of plain text between control tokens that are given by id."""
+        split: list[int | str] = []
+        for part in parts:
+            if isinstance(part, int):
+                split.append(part)
+                continue
+            if split and split[-1] in self._eats_space:
+                part = part.lstrip()
+            split += self._plain_finder.split(check_text(part))
+        return self._encode_parts(split, add_bos)
+
+    def split_special(self, text: str) -> list[int | str]:
+        """The text as ids of control tokens (not of user-defined ones) and the strings between them."""
+        parts: list[int | str] = []
+        for part in self._special_finder.split(check_text(text)):
+            if isinstance(part, int) and not self.is_special(part):
+                part = self.token_text(part)
+            if isinstance(part, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += part
+            else:
+                parts.append(part)
+        return parts
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for an id beyond the vocabulary (padding of the matrix)."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._scheme.token_bytes(token) if 0 <= token < self.vocab_size else b""
+            self._pieces[token] = piece
+        return piece
+
+    def token_text(self, token: int) -> str:
+        """The token's name in the vocabulary."""
+        return self._vocabulary.text(token)
+
+    def is_special(self, token: int) -> bool:
+        """Whether the token is a control or unknown token: not part of a reply's text."""
+        in_range = 0 <= token < self.vocab_size
+        return in_range and self._vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """All control and unknown tokens."""
+        return self._special
+
+    def _added(self, token: int) -> AddedToken:
+        return AddedToken(token, self._vocabulary.text(token), token in self._eats_space)
+
+    def _encode_parts(self, parts: list[int | str], add_bos: bool) -> list[int]:
+        ids = [self.bos_id] if add_bos and self.bos_id is not None else []
+        encode, prefix = self._scheme.encode, " " if self._scheme.add_space_prefix else ""
+        after_text = False
+        for part in parts:
+            if isinstance(part, str):
+                ids += encode(part if after_text else prefix + part)
+                after_text = True
+            else:
+                ids.append(part)
+                after_text = False
+        return ids
+
+
+def check_text(text: str) -> str:
+    """The text, or InvalidRequest if it cannot be UTF-8."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"the text is not valid Unicode: lone surrogate at character {error.start}"
+            ) from None
+    return text
+
+
+def _space_eaters(metadata: Mapping[str, Any], vocabulary: Vocabulary, special: list[int]) -> frozenset[int]:
+    """Phi-3's control tokens swallow the white space after them. GGUF does not say so; the name does."""
+    name = str(metadata.get("general.name", "")).lower()
+    if "phi-3" not in name and "phi3" not in name:
+        return frozenset()
+    tokens = [*special, *vocabulary.of_type(TokenType.USER_DEFINED)]
+    return frozenset(i for i in tokens if vocabulary.text(i) not in ("<unk>", "<s>", "<|endoftext|>"))
+
+
+def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokeniser that the metadata describes; does not keep the metadata."""
+    kind = metadata.get(PREFIX + "model")
+    build = SCHEMES.get(kind) if isinstance(kind, str) else None
+    if build is None:
+        raise UnsupportedModel(f"tokeniser '{kind}' is not supported; supported are {', '.join(SCHEMES)}")
+    vocabulary, tokens = read_vocabulary(metadata)
+    return Tokenizer(metadata, vocabulary, build(metadata, vocabulary, tokens))
+
+
+SCHEMES: dict[str, Callable[[Mapping[str, Any], Vocabulary, list[str]], Scheme]] = {
+    "gpt2": ByteLevelBPE,
+    "llama": lambda metadata, vocabulary, _: SentencePieceBPE(metadata, vocabulary),
+}
