@@ -46,8 +46,9 @@ class ReferenceExecutor:
         if len(batch.tokens) > self.max_tokens:
             raise ValueError(f"a step of {len(batch.tokens)} tokens; this executor takes {self.max_tokens}")
         self.buffers = [np.zeros((0, buffer.width), np.float32) for buffer in self.program.buffers]
-        for op in self.program.ops:
-            RUN[type(op)](self, op, batch)
+        with np.errstate(over="ignore", invalid="ignore"):  # rows that are not numbers fail in sampling
+            for op in self.program.ops:
+                RUN[type(op)](self, op, batch)
         return sample(self.logits, batch.sampling)
 
     def buffer(self, index: int) -> NDArray[Any]:
@@ -72,7 +73,7 @@ def _embed(run: ReferenceExecutor, op: Embed, batch: Batch) -> None:
 
 def _rms_norm(run: ReferenceExecutor, op: RmsNorm, batch: Batch) -> None:
     x = run.buffers[op.x]
-    parts = x.reshape(len(x), op.heads, -1)
+    parts = x.reshape(len(x), op.heads, x.shape[1] // op.heads)
     mean = np.mean(np.square(parts), axis=-1, keepdims=True)
     normed = parts / np.sqrt(mean + np.float32(op.eps)) * run.weight(op.weight)[0]
     run.buffers[op.out] = normed.reshape(x.shape)
@@ -98,7 +99,7 @@ def _rope(run: ReferenceExecutor, op: Rope, batch: Batch) -> None:
     second = first + (op.rotated // 2 if op.style is RopeStyle.HALF else 1)
     a, b = x[..., first], x[..., second]
     x[..., first], x[..., second] = a * cos - b * sin, a * sin + b * cos
-    run.buffers[op.x] = x.reshape(len(x), -1)
+    run.buffers[op.x] = x.reshape(run.buffers[op.x].shape)
 
 
 def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
