@@ -14,9 +14,9 @@ void attend_tile(const AttentionTask& task, int query, int begin, int end, Atten
   float scores[kTile];
   float best = state.maximum[query];
   for (int p = begin; p < end; ++p) {
-    const uint16_t* key = task.keys + task.blocks[p / kBlock] * task.block_stride + p % kBlock;
+    const uint16_t* key = task.keys + task.blocks[p / kKvBlock] * task.block_stride + p % kKvBlock;
     float dot = 0;
-    for (int d = 0; d < dim; ++d) dot += task.q[query][d] * half_to_float(key[d * kBlock]);
+    for (int d = 0; d < dim; ++d) dot += task.q[query][d] * half_to_float(key[d * kKvBlock]);
     scores[p - begin] = dot * task.scale;
     best = std::max(best, scores[p - begin]);
   }
@@ -27,7 +27,7 @@ void attend_tile(const AttentionTask& task, int query, int begin, int end, Atten
   for (int d = 0; d < dim; ++d) total[d] *= decay;
   for (int p = begin; p < end; ++p) {
     const float weight = std::exp(scores[p - begin] - best);
-    const uint16_t* value = task.values + task.blocks[p / kBlock] * task.block_stride + p % kBlock * dim;
+    const uint16_t* value = task.values + task.blocks[p / kKvBlock] * task.block_stride + p % kKvBlock * dim;
     state.sum[query] += weight;
     for (int d = 0; d < dim; ++d) total[d] += weight * half_to_float(value[d]);
   }
@@ -47,18 +47,14 @@ void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState&
   }
 }
 
-void add_segment(AttentionTotal& total, float maximum, float sum, const float* values, int head_dim) {
+void add_segment(float& total_maximum, float& total_sum, float* total_values, float maximum, float sum,
+                 const float* values, int head_dim) {
   if (sum == 0) return;  // the query saw nothing of it
-  const float best = std::max(total.maximum, maximum);
-  const float decay = std::exp(total.maximum - best), weight = std::exp(maximum - best);
-  total.maximum = best;
-  total.sum = total.sum * decay + sum * weight;
-  for (int d = 0; d < head_dim; ++d) total.values[d] = total.values[d] * decay + values[d] * weight;
-}
-
-void finish_attention(const AttentionTotal& total, float* out, int head_dim) {
-  const float factor = 1.0f / total.sum;
-  for (int d = 0; d < head_dim; ++d) out[d] = total.values[d] * factor;
+  const float best = std::max(total_maximum, maximum);
+  const float decay = std::exp(total_maximum - best), weight = std::exp(maximum - best);
+  total_maximum = best;
+  total_sum = total_sum * decay + sum * weight;
+  for (int d = 0; d < head_dim; ++d) total_values[d] = total_values[d] * decay + values[d] * weight;
 }
 
 }  // namespace corral

@@ -41,15 +41,9 @@ void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState&
 void attend_segment_avx2(const AttentionTask& task, int begin, AttentionState& state);  // head_dim % 8 == 0
 #endif
 
-// Running total of one query: [D] values with their maximum and sum.
-struct AttentionTotal {
-  float maximum;
-  float sum;
-  float* values;
-};
-
-// Adds a segment to the total. Segments must come in ascending order.
-void add_segment(AttentionTotal& total, float maximum, float sum, const float* values, int head_dim);
-void finish_attention(const AttentionTotal& total, float* out, int head_dim);
+// Adds one query's segment to its running total, both [D] values with their maximum and sum. Segments come in
+// ascending order.
+void add_segment(float& total_maximum, float& total_sum, float* total_values, float maximum, float sum,
+                 const float* values, int head_dim);
 
 }  // namespace corral

@@ -13,8 +13,8 @@ namespace {
 struct Tile {
   int start;             // first position of the tile
   int begin, end;        // positions that some query sees, relative to start
-  const uint16_t* keys[kTile / kBlock];
-  const uint16_t* values[kTile / kBlock];
+  const uint16_t* keys[kTile / kKvBlock];
+  const uint16_t* values[kTile / kKvBlock];
 };
 
 using Scores = float[kMaxQueries][kTile];
@@ -32,7 +32,7 @@ void score_blocks(const AttentionTask& task, const Tile& tile, int block, Scores
   }
   for (int d = 0; d < task.head_dim; ++d) {
     __m256 keys[2 * B];
-    for (int j = 0; j < 2 * B; ++j) keys[j] = load_halves(tile.keys[block + j / 2] + d * kBlock + j % 2 * 8);
+    for (int j = 0; j < 2 * B; ++j) keys[j] = load_halves(tile.keys[block + j / 2] + d * kKvBlock + j % 2 * 8);
     for (int i = 0; i < Q; ++i) {
       const __m256 q = _mm256_broadcast_ss(task.q[i] + d);
       for (int j = 0; j < 2 * B; ++j) sums[i][j] = _mm256_fmadd_ps(q, keys[j], sums[i][j]);
@@ -41,7 +41,7 @@ void score_blocks(const AttentionTask& task, const Tile& tile, int block, Scores
   const __m256 scale = _mm256_set1_ps(task.scale);
   for (int i = 0; i < Q; ++i) {
     for (int j = 0; j < 2 * B; ++j) {
-      _mm256_store_ps(scores[i] + block * kBlock + j * 8, _mm256_mul_ps(sums[i][j], scale));
+      _mm256_store_ps(scores[i] + block * kKvBlock + j * 8, _mm256_mul_ps(sums[i][j], scale));
     }
   }
 }
@@ -84,7 +84,7 @@ void gather(const AttentionTask& task, const Tile& tile, const Scores& weights, 
     }
   }
   for (int t = tile.begin; t < tile.end; ++t) {
-    const uint16_t* from = tile.values[t / kBlock] + t % kBlock * dim + d;
+    const uint16_t* from = tile.values[t / kKvBlock] + t % kKvBlock * dim + d;
     __m256 row[W];
     for (int j = 0; j < W; ++j) row[j] = load_halves(from + 8 * j);
     for (int i = 0; i < Q; ++i) {
@@ -102,8 +102,8 @@ void attend_tile(const AttentionTask& task, const Tile& tile, AttentionState& st
   constexpr int kBlocks = Q == 1 ? 4 : Q <= 3 ? 2 : 1;  // at a time, so that 8 to 12 sums are under way
   constexpr int kWidth = Q == 1 ? 8 : Q <= 3 ? 4 : 2;
   alignas(32) Scores scores;
-  int block = tile.begin / kBlock;
-  const int blocks = (tile.end + kBlock - 1) / kBlock;
+  int block = tile.begin / kKvBlock;
+  const int blocks = (tile.end + kKvBlock - 1) / kKvBlock;
   for (; block + kBlocks <= blocks; block += kBlocks) score_blocks<Q, kBlocks>(task, tile, block, scores);
   for (; block < blocks; ++block) score_blocks<Q, 1>(task, tile, block, scores);
   float decay[Q];
@@ -121,8 +121,8 @@ void attend(const AttentionTask& task, int begin, AttentionState& state) {
   const int end = std::min(begin + kSegment, *std::max_element(task.end, task.end + Q));
   for (int start = first / kTile * kTile; start < end; start += kTile) {
     Tile tile{start, std::max(first - start, 0), std::min(end - start, kTile), {}, {}};
-    for (int block = tile.begin / kBlock; block * kBlock < tile.end; ++block) {
-      const int64_t offset = task.blocks[start / kBlock + block] * task.block_stride;
+    for (int block = tile.begin / kKvBlock; block * kKvBlock < tile.end; ++block) {
+      const int64_t offset = task.blocks[start / kKvBlock + block] * task.block_stride;
       tile.keys[block] = task.keys + offset;
       tile.values[block] = task.values + offset;
     }

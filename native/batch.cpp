@@ -31,11 +31,11 @@ void check_sequence(const Batch& batch, int sequence, int num_blocks) {
   const int begin = batch.starts[sequence], end = batch.starts[sequence + 1];
   if (begin == end) return;
   const int64_t first = batch.positions[begin], last = first + (end - begin) - 1;
-  require(first >= 0 && last / kBlock < batch.table, "positions must lie within the sequence's blocks");
+  require(first >= 0 && last / kKvBlock < batch.table, "positions must lie within the sequence's blocks");
   for (int row = begin; row < end; ++row) {
     require(batch.positions[row] == first + (row - begin), "positions of a sequence must be consecutive");
   }
-  const Ints table = batch.blocks.subspan(static_cast<size_t>(sequence) * batch.table, last / kBlock + 1);
+  const Ints table = batch.blocks.subspan(static_cast<size_t>(sequence) * batch.table, last / kKvBlock + 1);
   require_all(table, [=](int32_t block) { return block >= 0 && block < num_blocks; },
               "blocks must be numbers of blocks");
 }

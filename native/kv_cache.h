@@ -6,7 +6,7 @@
 
 namespace corral {
 
-constexpr int kBlock = 16;  // positions of a block
+constexpr int kKvBlock = 16;  // positions of a block
 
 // Keys lie [block][kv head][D][16]: sixteen scores come from broadcasts of a query, with no sums across lanes.
 // Values lie [block][kv head][16][D]. Memory becomes resident as blocks are first written; what a block holds
@@ -22,7 +22,7 @@ class KVCache {
 
   uint16_t* keys(int64_t block, int head) { return keys_ + block * block_stride() + head * head_stride(); }
   uint16_t* values(int64_t block, int head) { return keys(block, head) + values_offset_; }
-  int64_t head_stride() const { return int64_t{kBlock} * head_dim; }
+  int64_t head_stride() const { return int64_t{kKvBlock} * head_dim; }
   int64_t block_stride() const { return head_stride() * kv_heads; }
 
   const int kv_heads, head_dim;

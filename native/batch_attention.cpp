@@ -1,0 +1,155 @@
+#include "batch_attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace corral {
+namespace {
+
+// Positions of a segment are fixed, so one thread adds up the same parts in the same order as many would.
+int first_segment(const AttentionTask& task) {
+  return *std::min_element(task.first, task.first + task.queries) / kSegment;
+}
+
+int end_segment(const AttentionTask& task) {
+  return (*std::max_element(task.end, task.end + task.queries) + kSegment - 1) / kSegment;
+}
+
+}  // namespace
+
+void BatchAttention::start(const Batch& batch) {
+  batch_ = &batch;
+  tile_rows_ = 0;
+}
+
+void BatchAttention::run(const Attention& op, KVCache& cache, const float* q, float* out) {
+  cut_units(op, cache);
+  int longest = 0;
+  for (const Tile& tile : tiles_) longest = std::max(longest, batch_->positions[tile.row + tile.rows - 1] + 1);
+  const int segments = (longest + kSegment - 1) / kSegment;
+  // Too few units to keep the team busy: let it share the segments of each.
+  if (segments > 1 && team_.size() > 1 && units_.size() < 4 * static_cast<size_t>(team_.size())) {
+    run_split(op, cache, q, out, segments);
+  } else {
+    run_whole(op, cache, q, out);
+  }
+}
+
+void BatchAttention::cut_units(const Attention& op, const KVCache& cache) {
+  const int group = op.heads / cache.kv_heads;
+  const int parts = (group + kMaxQueries - 1) / kMaxQueries, heads = (group + parts - 1) / parts;
+  cut_tiles(std::max(1, kMaxQueries / group));
+  units_.clear();
+  for (const Tile& tile : tiles_) {
+    for (int kv_head = 0; kv_head < cache.kv_heads; ++kv_head) {
+      for (int first = 0; first < group; first += heads) {
+        units_.push_back({tile, kv_head, kv_head * group + first, std::min(heads, group - first)});
+      }
+    }
+  }
+}
+
+void BatchAttention::cut_tiles(int rows_of_a_tile) {
+  if (rows_of_a_tile == tile_rows_) return;
+  tile_rows_ = rows_of_a_tile;
+  tiles_.clear();
+  for (int sequence = 0; sequence < batch_->sequences(); ++sequence) {
+    const int end = batch_->starts[sequence + 1];
+    for (int row = batch_->starts[sequence]; row < end; row += tile_rows_) {
+      tiles_.push_back({sequence, row, std::min(tile_rows_, end - row)});
+    }
+  }
+}
+
+AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const float* q, const Unit& unit) const {
+  AttentionTask task{
+      .keys = cache.keys(0, unit.kv_head),
+      .values = cache.values(0, unit.kv_head),
+      .blocks = batch_->blocks.data() + static_cast<int64_t>(unit.tile.sequence) * batch_->table,
+      .block_stride = cache.block_stride(),
+      .head_dim = cache.head_dim,
+      .scale = op.scale,
+      .queries = unit.tile.rows * unit.heads,
+      .q = {},
+      .first = {},
+      .end = {},
+  };
+  for (int i = 0; i < task.queries; ++i) {
+    const int row = unit.tile.row + i / unit.heads, end = batch_->positions[row] + 1;
+    task.q[i] = q + (static_cast<int64_t>(row) * op.heads + unit.head + i % unit.heads) * cache.head_dim;
+    task.first[i] = cache.window == 0 ? 0 : std::max(0, end - cache.window);
+    task.end[i] = end;
+  }
+  return task;
+}
+
+void BatchAttention::run_whole(const Attention& op, KVCache& cache, const float* q, float* out) {
+  team_.run(static_cast<int>(units_.size()), [&](int number, int thread) {
+    const Unit& unit = units_[number];
+    const AttentionTask task = task_of(op, cache, q, unit);
+    Scratch& scratch = scratch_[thread];
+    scratch.segment.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
+    reset(scratch.total, task.head_dim);
+    for (int segment = first_segment(task); segment < end_segment(task); ++segment) {
+      attend(task, segment, scratch.segment);
+      merge(task, scratch.segment, scratch.total);
+    }
+    write(task, op, unit, scratch.total, out);
+  });
+}
+
+void BatchAttention::run_split(const Attention& op, KVCache& cache, const float* q, float* out, int segments) {
+  partials_.resize(std::max(partials_.size(), units_.size() * static_cast<size_t>(segments)));
+  team_.run(static_cast<int>(units_.size()) * segments, [&](int number, int) {
+    const AttentionTask task = task_of(op, cache, q, units_[number / segments]);
+    const int segment = number % segments;
+    if (segment < first_segment(task) || segment >= end_segment(task)) return;
+    Partial& partial = partials_[number];
+    partial.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
+    attend(task, segment, partial);
+  });
+  for (size_t number = 0; number < units_.size(); ++number) {
+    const AttentionTask task = task_of(op, cache, q, units_[number]);
+    Partial& total = scratch_[0].total;
+    reset(total, task.head_dim);
+    for (int segment = first_segment(task); segment < end_segment(task); ++segment) {
+      merge(task, partials_[number * segments + segment], total);
+    }
+    write(task, op, units_[number], total, out);
+  }
+}
+
+void BatchAttention::attend(const AttentionTask& task, int segment, Partial& partial) const {
+  AttentionState state{.maximum = {}, .sum = {}, .values = partial.values.data()};
+  const AttendSegment kernel = task.head_dim % 8 == 0 ? fast_ : attend_segment_scalar;
+  kernel(task, segment * kSegment, state);
+  std::copy_n(state.maximum, task.queries, partial.maximum);
+  std::copy_n(state.sum, task.queries, partial.sum);
+}
+
+void BatchAttention::reset(Partial& partial, int head_dim) {
+  std::fill_n(partial.maximum, kMaxQueries, -INFINITY);
+  std::fill_n(partial.sum, kMaxQueries, 0.0f);
+  partial.values.assign(static_cast<size_t>(kMaxQueries) * head_dim, 0.0f);
+}
+
+void BatchAttention::merge(const AttentionTask& task, const Partial& segment, Partial& total) {
+  for (int i = 0; i < task.queries; ++i) {
+    const int64_t at = static_cast<int64_t>(i) * task.head_dim;
+    add_segment(total.maximum[i], total.sum[i], total.values.data() + at, segment.maximum[i], segment.sum[i],
+                segment.values.data() + at, task.head_dim);
+  }
+}
+
+void BatchAttention::write(const AttentionTask& task, const Attention& op, const Unit& unit, Partial& total,
+                           float* out) const {
+  for (int i = 0; i < task.queries; ++i) {
+    const int64_t row = unit.tile.row + i / unit.heads;
+    const float* values = total.values.data() + static_cast<int64_t>(i) * task.head_dim;
+    float* to = out + (row * op.heads + unit.head + i % unit.heads) * task.head_dim;
+    const float factor = 1.0f / total.sum[i];
+    for (int d = 0; d < task.head_dim; ++d) to[d] = values[d] * factor;
+  }
+}
+
+}  // namespace corral

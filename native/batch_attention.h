@@ -1,0 +1,61 @@
+// One attention op over all the rows of a batch: cuts it into units and lets the team take them.
+#pragma once
+
+#include <vector>
+
+#include "attention.h"
+#include "batch.h"
+#include "ops.h"
+#include "team.h"
+
+namespace corral {
+
+class BatchAttention {
+ public:
+  BatchAttention(Team& team, AttendSegment fast) : team_(team), fast_(fast), scratch_(team.size()) {}
+
+  // A new step: the batch must outlive its runs.
+  void start(const Batch& batch);
+  // out = attention of q over the cache, both [N, heads * D].
+  void run(const Attention& op, KVCache& cache, const float* q, float* out);
+
+ private:
+  // Rows of one sequence that go through the kernel together.
+  struct Tile {
+    int sequence, row, rows;
+  };
+  // Queries that share a kv head: `heads` query heads of each of a tile's rows.
+  struct Unit {
+    Tile tile;
+    int kv_head, head, heads;
+  };
+  // Results of one segment, or a running total.
+  struct Partial {
+    float maximum[kMaxQueries], sum[kMaxQueries];
+    std::vector<float> values;  // [kMaxQueries, D]
+  };
+  struct Scratch {
+    Partial segment, total;
+  };
+
+  void cut_units(const Attention& op, const KVCache& cache);
+  void cut_tiles(int rows_of_a_tile);
+  AttentionTask task_of(const Attention& op, KVCache& cache, const float* q, const Unit& unit) const;
+  void run_whole(const Attention& op, KVCache& cache, const float* q, float* out);
+  void run_split(const Attention& op, KVCache& cache, const float* q, float* out, int segments);
+  void attend(const AttentionTask& task, int segment, Partial& partial) const;
+  static void reset(Partial& partial, int head_dim);
+  static void merge(const AttentionTask& task, const Partial& segment, Partial& total);
+  void write(const AttentionTask& task, const Attention& op, const Unit& unit, Partial& total, float* out) const;
+
+  Team& team_;
+  AttendSegment fast_;
+  const Batch* batch_ = nullptr;
+  int tile_rows_ = 0;
+  std::vector<Tile> tiles_;
+  std::vector<Unit> units_;
+  std::vector<Scratch> scratch_;   // one a thread
+  std::vector<Partial> partials_;  // [units, segments] of a split run
+};
+
+}  // namespace corral

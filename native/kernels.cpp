@@ -1,0 +1,16 @@
+#include "kernels.h"
+
+#include <stdexcept>
+
+namespace corral {
+
+Kernels choose_kernels(const std::string& name) {
+  const std::optional<Isa> isa = name == "auto" ? best_isa() : isa_by_name(name);
+  if (!isa || !supported(*isa)) throw std::invalid_argument("this processor has no kernels named '" + name + "'");
+#if defined(__x86_64__)
+  if (*isa != Isa::Scalar) return {*isa, &kernels(*isa), &kAvx2Pointwise, attend_segment_avx2};
+#endif
+  return {*isa, &kernels(*isa), &kScalarPointwise, attend_segment_scalar};
+}
+
+}  // namespace corral

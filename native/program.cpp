@@ -1,0 +1,79 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace corral {
+namespace {
+
+constexpr int kRowWork = 8192;  // floats that make a chunk worth handing to another thread: a few microseconds
+
+}  // namespace
+
+void FreeFloats::operator()(float* floats) const { std::free(floats); }
+
+FloatArray allocate_floats(size_t count) {
+  const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+  auto* floats = static_cast<float*>(std::aligned_alloc(64, bytes));
+  if (floats == nullptr) throw std::bad_alloc();
+  return FloatArray(floats);
+}
+
+Program::Program(const Limits& limits, int threads, const std::string& isa)
+    : kernels_(choose_kernels(isa)), team_(threads), attention_(team_, kernels_.attend) {
+  model.limits = limits;
+  block_of_.resize(static_cast<size_t>(limits.max_tokens));
+  for (int thread = 0; thread < team_.size(); ++thread) samplers_.emplace_back(*kernels_.pointwise, limits.vocab);
+}
+
+void Program::finish() {
+  const auto rows = static_cast<size_t>(model.limits.max_tokens);
+  for (const Buffer& buffer : model.buffers) buffers_.push_back(allocate_floats(rows * buffer.width));
+  for (const RopeTable& rope : model.ropes) angles_.push_back(allocate_floats(rows * rope.rotated));
+  size_t widest = 0;
+  for (const Buffer& buffer : model.buffers) widest = std::max(widest, activations_bytes(buffer.width));
+  activations_ = allocate_floats(rows * widest / sizeof(float));
+  regions_ = plan_regions(model);
+}
+
+void Program::step(const Batch& batch, const StepResult& result) {
+  check_batch(batch, model.limits);
+  batch_ = &batch;
+  result_ = &result;
+  tokens_ = batch.n();
+  logit_rows_ = static_cast<int>(batch.rows.size());
+  find_blocks();
+  attention_.start(batch);
+  for (const Region& region : regions_) std::visit([this](const auto& one) { run(one); }, region);
+}
+
+void Program::find_blocks() {
+  for (int sequence = 0; sequence < batch_->sequences(); ++sequence) {
+    const int32_t* blocks = batch_->blocks.data() + static_cast<int64_t>(sequence) * batch_->table;
+    for (int row = batch_->starts[sequence]; row < batch_->starts[sequence + 1]; ++row) {
+      block_of_[row] = blocks[batch_->positions[row] / kKvBlock];
+    }
+  }
+}
+
+void Program::run(const RowRegion& region) {
+  const int rows = rows_of(region.selected);
+  const int chunk = std::max(1, kRowWork / region.width);
+  team_.run((rows + chunk - 1) / chunk, [&](int number, int) {
+    const int begin = number * chunk, end = std::min(begin + chunk, rows);
+    for (const RowOp& op : region.ops) {
+      std::visit([&](const auto& one) {
+        for (int row = begin; row < end; ++row) run_row(one, row);
+      }, op);
+    }
+  });
+}
+
+void Program::run(const Attention& op) {
+  attention_.run(op, model.caches[static_cast<size_t>(op.layer)], row_of(op.q, 0), row_of(op.out, 0));
+}
+
+int Program::buffer_rows(int index) const { return rows_in(index); }
+
+}  // namespace corral

@@ -1,0 +1,181 @@
+"""The native executor: packs a Program's weights once, then runs each step in one C++ call without the GIL."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corral import _native
+from corral.executors.batch import BLOCK_SIZE, Batch, StepResult
+from corral.models.program import (
+    Activation,
+    Add,
+    Attention,
+    Embed,
+    Gated,
+    Head,
+    KVWrite,
+    Linear,
+    Program,
+    RmsNorm,
+    Rope,
+    RopeStyle,
+    Select,
+)
+from corral.weights.qtensor import Groups, QTensor
+
+NONE = -1  # a weight that an op does without
+PANEL_ROWS = 8  # rows are packed in multiples of it
+
+OnPacked = Callable[[str], None]
+
+
+class NativeExecutor:
+    """Runs a Program on the CPU. `on_packed(name)` is told when a tensor's bytes are needed no more."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        num_blocks: int,
+        max_tokens: int,
+        max_sequences: int,
+        threads: int,
+        isa: str = "auto",
+        on_packed: OnPacked | None = None,
+    ):
+        self.num_blocks, self.max_tokens = num_blocks, max_tokens
+        self.kv_bytes = num_blocks * BLOCK_SIZE * program.kv_bytes_per_token()
+        self._program: _native.Program | None = _native.Program(
+            program.vocab_size, max_tokens, max_sequences, num_blocks, threads, isa
+        )
+        self.isa = self._program.isa  # the kernels in use
+        for buffer in program.buffers:
+            self._program.add_buffer(buffer.width, buffer.selected)
+        for layer in program.kv_layers:
+            self._program.add_kv_layer(layer.kv_heads, layer.head_dim, layer.window or 0)
+        self.weight_bytes = _add_weights(self._program, program, on_packed)
+        for op in program.ops:
+            ADD_OP[type(op)](self._program, op)
+        self._program.finish()
+
+    def step(self, batch: Batch) -> StepResult:
+        """Run one step without the GIL; ValueError if the batch does not fit."""
+        return StepResult(*self._open().step(batch))
+
+    def buffer(self, index: int) -> NDArray[Any]:
+        """A copy of a buffer's rows as the last step left them."""
+        return self._open().buffer(index)
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+        self._program = None
+
+    def _open(self) -> _native.Program:
+        if self._program is None:
+            raise RuntimeError("the executor is closed")
+        return self._program
+
+
+def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked | None) -> int:
+    """Hand over every weight, packing a tensor that two ops share once. Returns the bytes that they take."""
+    vectors = {index for op in program.ops for index in _vectors_of(op)}
+    packed: dict[int, _native.Matrix] = {}  # by identity of the tensor
+    vector_bytes = 0
+    for index, tensor in enumerate(program.weights):
+        if index in vectors:
+            values = np.ascontiguousarray(tensor.dequantize().reshape(-1), np.float32)
+            native.add_vector(values)
+            vector_bytes += values.nbytes
+        else:
+            if id(tensor) not in packed:
+                packed[id(tensor)] = _pack(tensor)
+            native.add_matrix(packed[id(tensor)])
+        if on_packed is not None:
+            on_packed(tensor.name)
+    return vector_bytes + sum(matrix.nbytes for matrix in packed.values())
+
+
+def _vectors_of(op: object) -> tuple[int, ...]:
+    """The weights that an op reads as float vectors."""
+    match op:
+        case RmsNorm(weight=weight):
+            return (weight,)
+        case Linear(biases=biases):
+            return tuple(bias for bias in biases if bias is not None)
+        case Rope(factors=int(factors)):
+            return (factors,)
+        case _:
+            return ()
+
+
+def _pack(tensor: QTensor) -> _native.Matrix:
+    matrix: _native.Matrix | None = None
+    for start, stop in tensor.ranges(multiple=PANEL_ROWS):
+        part = tensor.decode(start, stop)
+        if matrix is None:
+            matrix = _empty_matrix(tensor, part)
+        if isinstance(part, Groups):
+            _pack_groups(matrix, start, part)
+        else:
+            matrix.pack_floats(start, np.ascontiguousarray(part, np.float32))
+    if matrix is None:
+        raise ValueError(f"tensor '{tensor.name}' has no rows")
+    return matrix
+
+
+def _empty_matrix(tensor: QTensor, part: Groups | NDArray[np.float32]) -> _native.Matrix:
+    """A matrix of the kind that this first part of the tensor needs."""
+    rows, cols = tensor.shape
+    if not isinstance(part, Groups):
+        codes = tensor.type_name.lower() if tensor.bits == 16 else "f32"
+        return _native.Matrix(rows, cols, codes, "none", 0, 0)
+    codes = "s8" if tensor.bits == 8 else f"u{tensor.bits}"
+    kind = "half" if part.sub_scale is None else "super"
+    if part.offset is not None:
+        kind += "_offset"
+    return _native.Matrix(rows, cols, codes, kind, part.group, part.zero)
+
+
+def _pack_groups(matrix: _native.Matrix, start: int, part: Groups) -> None:
+    matrix.pack(
+        start,
+        np.ascontiguousarray(part.codes).view(np.uint8),
+        np.ascontiguousarray(part.scale).view(np.uint16),
+        None if part.offset is None else np.ascontiguousarray(part.offset).view(np.uint16),
+        None if part.sub_scale is None else np.ascontiguousarray(part.sub_scale).view(np.int8),
+        None if part.sub_offset is None else np.ascontiguousarray(part.sub_offset).view(np.uint8),
+    )
+
+
+def _add_linear(native: _native.Program, op: Linear) -> None:
+    biases = [NONE if bias is None else bias for bias in op.biases]
+    native.linear(op.x, list(op.weights), list(op.outs), biases)
+
+
+def _add_rope(native: _native.Program, op: Rope) -> None:
+    native.rope(
+        op.x,
+        op.heads,
+        op.head_dim,
+        op.rotated,
+        op.theta,
+        op.style is RopeStyle.INTERLEAVED,
+        op.scale,
+        NONE if op.factors is None else op.factors,
+    )
+
+
+ADD_OP: Mapping[type, Callable[[_native.Program, Any], None]] = {
+    Embed: lambda native, op: native.embed(op.weight, op.out, op.scale),
+    RmsNorm: lambda native, op: native.rms_norm(op.x, op.weight, op.out, op.eps, op.heads),
+    Linear: _add_linear,
+    Rope: _add_rope,
+    KVWrite: lambda native, op: native.kv_write(op.k, op.v, op.layer),
+    Attention: lambda native, op: native.attention(op.q, op.out, op.layer, op.heads, op.scale),
+    Add: lambda native, op: native.add(op.x, op.y, op.out),
+    Gated: lambda native, op: native.gated(op.gate, op.up, op.out, op.activation is Activation.GELU_TANH),
+    Select: lambda native, op: native.select(op.x, op.out),
+    Head: lambda native, op: native.head(op.x, op.weight),
+}

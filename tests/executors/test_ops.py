@@ -1,0 +1,258 @@
+"""Every op on the native executor, with every instruction set that this processor has, against the reference."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
+
+from batches import Part, blocks_for, make_batch
+from corral.executors.native import NativeExecutor
+from corral.executors.reference import ReferenceExecutor
+from corral.models.program import (
+    Activation,
+    Add,
+    Attention,
+    Gated,
+    Head,
+    KVWrite,
+    Linear,
+    Program,
+    RmsNorm,
+    Rope,
+    RopeStyle,
+    Select,
+)
+from op_programs import ProgramBuilder
+
+VOCAB = 96
+COUNTS = (1, 2, 7, 33, 96)
+
+
+@pytest.fixture(params=["scalar", "avx2"])
+def isa(request: pytest.FixtureRequest) -> str:
+    empty = Program((), (), (), (), 1, 1)
+    try:
+        NativeExecutor(empty, num_blocks=1, max_tokens=1, max_sequences=1, threads=1, isa=request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def values(width: int, seed: int = 0, spread: float = 1.0) -> np.ndarray:
+    """A table [VOCAB, width]: as halves, so that a half-precision cache holds it exactly."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((VOCAB, width)) * spread).astype(np.float16).astype(np.float32)
+
+
+def compare(
+    builder: ProgramBuilder,
+    buffers: Sequence[int],
+    steps: Sequence[Sequence[Part]],
+    isa: str,
+    *,
+    threads: int = 2,
+    num_blocks: int = 128,
+    tolerance: float = 2e-5,
+) -> None:
+    """Run the steps on both executors and compare these buffers after each."""
+    program = builder.build()
+    native = NativeExecutor(
+        program, num_blocks=num_blocks, max_tokens=VOCAB, max_sequences=16, threads=threads, isa=isa
+    )
+    reference = ReferenceExecutor(program, num_blocks=num_blocks, max_tokens=VOCAB)
+    for parts in steps:
+        batch = make_batch(parts)
+        native.step(batch)
+        reference.step(batch)
+        for index in buffers:
+            found, wanted = native.buffer(index), reference.buffer(index)
+            assert found.shape == wanted.shape
+            np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+    native.close()
+
+
+def whole(count: int, start: int = 0, blocks: Sequence[int] | None = None) -> list[Part]:
+    """One sequence of tokens 0, 1, 2 ..., wanting no logits."""
+    return [Part(range(count), blocks_for(start + count) if blocks is None else blocks, start, rows=[])]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("width", [1, 8, 33, 576])
+def test_embed_gives_scaled_rows(count: int, width: int, isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    compare(builder, [builder.table(values(width)), builder.table(values(width), 25.5)], [whole(count)], isa)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(("width", "heads"), [(1, 1), (8, 1), (24, 3), (100, 1), (576, 1), (512, 2), (36, 4)])
+def test_rms_norm_normalises_each_head(count: int, width: int, heads: int, isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x = builder.table(values(width, spread=30))
+    out, weight = builder.buffer(width), builder.weight(values(width // heads, 1)[0])
+    builder.add(RmsNorm(x, weight, out, 1e-6, heads))
+    builder.add(RmsNorm(x, weight, x, 1e-2, heads))
+    compare(builder, [x, out], [whole(count)], isa)
+
+
+def test_rms_norm_of_zeros_is_zero(isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x = builder.table(np.zeros((VOCAB, 32)))
+    builder.add(RmsNorm(x, builder.weight(np.ones(32)), x, 1e-6))
+    compare(builder, [x], [whole(3)], isa)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("cols", [32, 96, 576])
+def test_linear_with_several_matrices_gives_each_product(count: int, cols: int, isa: str) -> None:
+    rng = np.random.default_rng(1)
+    builder = ProgramBuilder(VOCAB)
+    x = builder.table(values(cols))
+    widths = (1, 7, 8, 64, 100)
+    weights = tuple(builder.weight(rng.standard_normal((width, cols))) for width in widths)
+    outs = tuple(builder.buffer(width) for width in widths)
+    biases = tuple(builder.weight(rng.standard_normal(w)) if i % 2 else None for i, w in enumerate(widths))
+    builder.add(Linear(x, weights, outs, biases))
+    compare(builder, outs, [whole(count)], isa, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("style", RopeStyle)
+@pytest.mark.parametrize(("heads", "head_dim", "rotated"), [(1, 8, 8), (3, 24, 24), (2, 64, 64), (2, 80, 20), (1, 6, 2)])
+@pytest.mark.parametrize("with_factors", [False, True])
+def test_rope_rotates_by_position(
+    style: RopeStyle, heads: int, head_dim: int, rotated: int, with_factors: bool, isa: str
+) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x, y = (builder.table(values(heads * head_dim, seed)) for seed in (0, 1))
+    factors = builder.weight(np.linspace(1, 8, rotated // 2)) if with_factors else None
+    builder.add(Rope(x, heads, head_dim, rotated, 10000.0, style, 1.0, factors))
+    builder.add(Rope(y, heads, head_dim, rotated, 1e6, style, 8.0, factors))
+    far = 131000
+    steps = [whole(9), whole(5, start=far, blocks=[0] * (far // 16 + 1)), whole(1, start=17)]
+    compare(builder, [x, y], steps, isa)
+
+
+def test_ropes_with_the_same_and_other_parameters_do_not_mix(isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    ropes = []
+    for theta, scale in [(1e4, 1.0), (1e6, 1.0), (1e4, 1.0), (1e4, 2.0)]:
+        ropes.append(builder.table(values(32)))
+        builder.add(Rope(ropes[-1], 2, 16, 16, theta, RopeStyle.HALF, scale))
+    compare(builder, ropes, [whole(40)], isa)
+
+
+@pytest.mark.parametrize("width", [1, 8, 31, 576])
+def test_add_gives_the_sum(width: int, isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x, y, out = builder.table(values(width, 0)), builder.table(values(width, 1)), builder.buffer(width)
+    builder.add(Add(x, y, out))
+    builder.add(Add(x, out, x))
+    builder.add(Add(x, y, y))
+    compare(builder, [x, y, out], [whole(33)], isa)
+
+
+@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize(("width", "spread"), [(1, 1.0), (30, 3.0), (1536, 1.0), (64, 300.0)])
+def test_gated_activates_the_gate(activation: Activation, width: int, spread: float, isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    gate, up = builder.table(values(width, 0, spread)), builder.table(values(width, 1))
+    out = builder.buffer(width)
+    builder.add(Gated(gate, up, out, activation))
+    builder.add(Gated(gate, up, gate, activation))
+    compare(builder, [gate, out], [whole(40)], isa)
+
+
+def attention(
+    heads: int, kv_heads: int, head_dim: int, window: int | None = None, spread: float = 1.0
+) -> tuple[ProgramBuilder, int]:
+    builder = ProgramBuilder(VOCAB)
+    q = builder.table(values(heads * head_dim, 0, spread))
+    k, v = (builder.table(values(kv_heads * head_dim, seed)) for seed in (1, 2))
+    out, layer = builder.buffer(heads * head_dim), builder.kv_layer(kv_heads, head_dim, window)
+    builder.add(KVWrite(k, v, layer))
+    builder.add(Attention(q, out, layer, heads, head_dim**-0.5))
+    return builder, out
+
+
+@pytest.mark.parametrize("head_dim", [4, 8, 24, 64, 80, 128, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (6, 6), (7, 1), (16, 2)])
+def test_attention_reads_the_whole_sequence(head_dim: int, heads: int, kv_heads: int, isa: str) -> None:
+    builder, out = attention(heads, kv_heads, head_dim)
+    compare(builder, [out], [whole(80), whole(1, start=80), whole(3, start=81)], isa)
+
+
+@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 64, 65, 90, 300, 10000])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 1, 16), (4, 1, 256), (3, 3, 12)])
+def test_attention_sees_the_last_positions_of_its_window(
+    window: int, heads: int, kv_heads: int, head_dim: int, isa: str
+) -> None:
+    builder, out = attention(heads, kv_heads, head_dim, window)
+    steps = [whole(96, start) for start in range(0, 576, 96)] + [whole(1, start=576), whole(2, start=577)]
+    compare(builder, [out], steps, isa)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_attention_over_a_long_context_agrees_however_it_is_split(threads: int, isa: str) -> None:
+    builder, out = attention(2, 1, 64)
+    steps = [whole(96, start) for start in range(0, 1056, 96)] + [whole(1, start=1056)]
+    compare(builder, [out], steps, isa, threads=threads)
+
+
+def test_attention_of_several_sequences_keeps_them_apart(isa: str) -> None:
+    builder, out = attention(6, 2, 24)
+    # Blocks of the three sequences are interleaved; lengths and progress differ.
+    tables = [list(range(start, 60, 3)) for start in range(3)]
+    steps = [
+        [Part(range(20), tables[0], 0, rows=[]), Part(range(5, 6), tables[1], 0, rows=[])],
+        [Part(range(50, 90), tables[2], 0, rows=[]), Part([3], tables[0], 20, rows=[])],
+        [Part([9], tables[b], start, rows=[]) for b, start in enumerate((21, 1, 40))],
+        [Part(range(33), tables[1], 2, rows=[]), Part([1, 2], tables[2], 41, rows=[])],
+    ]
+    compare(builder, [out], steps, isa)
+
+
+def test_attention_with_large_scores_stays_exact(isa: str) -> None:
+    builder, out = attention(4, 2, 64, spread=200.0)
+    compare(builder, [out], [whole(90), whole(1, start=90)], isa, tolerance=1e-4)
+
+
+def test_attention_never_reads_what_an_earlier_sequence_left(isa: str) -> None:
+    table = values(16, 1)
+    table[50:] = np.nan
+    builder = ProgramBuilder(VOCAB)
+    q, k, v = builder.table(values(32)), builder.table(table), builder.table(table)
+    out, layer = builder.buffer(32), builder.kv_layer(1, 16, None)
+    builder.add(KVWrite(k, v, layer))
+    builder.add(Attention(q, out, layer, 2, 0.25))
+    native = NativeExecutor(
+        builder.build(), num_blocks=8, max_tokens=64, max_sequences=1, threads=1, isa=isa
+    )
+    native.step(make_batch([Part([50] * 48, blocks_for(48), rows=[])]))
+    assert np.isnan(native.buffer(out)).all()
+    native.step(make_batch([Part(range(20), blocks_for(20), rows=[])]))
+    assert np.isfinite(native.buffer(out)).all()
+
+
+@pytest.mark.parametrize("rows", [[0], [4, 9, 2], list(range(40)), [39] * 3])
+def test_select_and_head_give_the_logits_of_the_wanted_rows(rows: list[int], isa: str) -> None:
+    rng = np.random.default_rng(5)
+    builder = ProgramBuilder(VOCAB)
+    x, chosen = builder.table(values(64)), builder.buffer(64, selected=True)
+    builder.add(Select(x, chosen))
+    builder.add(RmsNorm(chosen, builder.weight(np.ones(64)), chosen, 1e-6))
+    builder.add(Head(chosen, builder.weight(rng.standard_normal((VOCAB, 64)))))
+    program = builder.build()
+    batch = make_batch(
+        [Part(range(40), blocks_for(40), rows=rows)],
+        logprobs=np.full(len(rows), 20, np.int32),
+        target=np.arange(len(rows), dtype=np.int32) - 1,
+    )
+    native = NativeExecutor(program, num_blocks=3, max_tokens=40, max_sequences=1, threads=2, isa=isa)
+    reference = ReferenceExecutor(program, num_blocks=3, max_tokens=40)
+    found, wanted = native.step(batch), reference.step(batch)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_array_equal(found.top_tokens, wanted.top_tokens)
+    np.testing.assert_allclose(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.top_logprobs, wanted.top_logprobs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(native.buffer(chosen), reference.buffer(chosen), rtol=1e-4, atol=1e-5)

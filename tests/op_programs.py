@@ -1,0 +1,57 @@
+"""Small Programs for executor tests: inputs are rows of float tables, so that token n brings in row n."""
+
+from typing import Any
+
+import numpy as np
+
+from corral.models.program import Buffer, Embed, KVLayer, Op, Program
+from corral.weights.qtensor import QTensor
+
+
+def float_tensor(values: np.ndarray, name: str = "weight") -> QTensor:
+    """A QTensor that holds these float32 values as they are."""
+    values = np.ascontiguousarray(np.atleast_2d(values), np.float32)
+    raw = values.view(np.uint8)
+    return QTensor(name, values.shape, "F32", 32, raw, lambda rows: rows.view(np.float32))
+
+
+class ProgramBuilder:
+    """Collects buffers, weights and ops; every method returns the number of what it added."""
+
+    def __init__(self, vocab_size: int = 64):
+        self.vocab_size = vocab_size
+        self.buffers: list[Buffer] = []
+        self.weights: list[QTensor] = []
+        self.kv_layers: list[KVLayer] = []
+        self.ops: list[Op] = []
+
+    def buffer(self, width: int, selected: bool = False) -> int:
+        self.buffers.append(Buffer(f"b{len(self.buffers)}", width, selected))
+        return len(self.buffers) - 1
+
+    def weight(self, values: np.ndarray) -> int:
+        self.weights.append(float_tensor(values, f"w{len(self.weights)}"))
+        return len(self.weights) - 1
+
+    def kv_layer(self, *sizes: Any) -> int:
+        self.kv_layers.append(KVLayer(*sizes))
+        return len(self.kv_layers) - 1
+
+    def table(self, values: np.ndarray, scale: float = 1.0) -> int:
+        """A buffer whose row for token n is values[n] * scale."""
+        out = self.buffer(values.shape[1])
+        self.ops.append(Embed(self.weight(values), out, scale))
+        return out
+
+    def add(self, op: Op) -> None:
+        self.ops.append(op)
+
+    def build(self) -> Program:
+        return Program(
+            tuple(self.buffers),
+            tuple(self.weights),
+            tuple(self.kv_layers),
+            tuple(self.ops),
+            self.vocab_size,
+            context_length=1 << 17,
+        )
