@@ -34,7 +34,7 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(std::string("wrong matrix: ") + what);
 }
 
-size_t code_bytes(Codes codes) { return is_float(codes) ? 0 : kCodeBytes[static_cast<int>(codes)]; }
+size_t aligned(size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 size_t float_bytes(Codes codes) { return kFloatBytes[static_cast<int>(codes) - static_cast<int>(Codes::F32)]; }
 
 // Bytes of the scales of one block, or of one super-block.
@@ -113,20 +113,20 @@ Matrix::Matrix(int rows, int cols, Codes codes, Scales scales, int group, int ze
     : rows_(rows), cols_(cols), codes_(codes), scales_(scales), group_(group), zero_(zero) {
   require(rows > 0 && cols > 0 && rows <= INT32_MAX - kPanelRows, "rows and columns must be positive");
   require(is_float(codes) == (scales == Scales::None), "float codes have no scales, all others do");
+  size_t codes_size;
   if (is_float(codes)) {
-    block_code_bytes_ = scale_bytes_ = 0;
-    scales_at_ = static_cast<size_t>(cols) * kPanelRows * float_bytes(codes);
-    panel_bytes_ = (scales_at_ + kAlignment - 1) / kAlignment * kAlignment;
+    block_code_bytes_ = scale_bytes_ = codes_at_ = 0;
+    codes_size = static_cast<size_t>(cols) * kPanelRows * float_bytes(codes);
   } else {
     require(group == 16 || group == 32, "a group is 16 or 32 columns");
     require(cols % (is_super(scales) ? kSuper : kBlock) == 0, "columns must fill whole blocks");
     require(zero >= 0 && zero <= 127 && (zero == 0 || !has_offset(scales)), "the zero point");
-    block_code_bytes_ = code_bytes(codes);
+    block_code_bytes_ = kCodeBytes[static_cast<int>(codes)];
     scale_bytes_ = scale_bytes_of(scales, group);
-    scales_at_ = block_code_bytes_ * static_cast<size_t>(blocks());
-    const size_t records = static_cast<size_t>(cols / (is_super(scales) ? kSuper : kBlock));
-    panel_bytes_ = (scales_at_ + scale_bytes_ * records + kAlignment - 1) / kAlignment * kAlignment;
+    codes_at_ = aligned(scale_bytes_ * static_cast<size_t>(cols / (is_super(scales) ? kSuper : kBlock)));
+    codes_size = block_code_bytes_ * static_cast<size_t>(blocks());
   }
+  panel_bytes_ = codes_at_ + aligned(codes_size);
   if (static_cast<size_t>(panels()) > SIZE_MAX / 2 / panel_bytes_) throw std::bad_alloc();
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, bytes())));
   if (!data_) throw std::bad_alloc();
@@ -163,10 +163,10 @@ void Matrix::pack_panel(int index, int rows, const CodedRows& from) {
   if (rows < kPanelRows) std::memset(panel, 0, panel_bytes_);
   for (int row = 0; row < rows; ++row) {
     const uint8_t* codes = from.codes + static_cast<size_t>(row) * static_cast<size_t>(cols_);
-    std::byte* to = panel + 4 * row;
+    std::byte* to = panel + codes_at_ + 4 * row;
     for (int b = 0; b < blocks(); ++b, codes += kBlock, to += block_code_bytes_) pack_row_block(codes_, codes, to);
   }
-  is_super(scales_) ? pack_super_scales(panel + scales_at_, rows, from) : pack_scales(panel + scales_at_, rows, from);
+  is_super(scales_) ? pack_super_scales(panel, rows, from) : pack_scales(panel, rows, from);
 }
 
 void Matrix::pack_scales(std::byte* to, int rows, const CodedRows& from) {
@@ -219,9 +219,8 @@ int Matrix::code_at(const std::byte* block, int lane, int col) const {
   return code;
 }
 
-Matrix::GroupScale Matrix::group_scale(const std::byte* panel, int lane, int group) const {
+Matrix::GroupScale Matrix::group_scale(const std::byte* scales, int lane, int group) const {
   const int groups = kBlock / group_;
-  const std::byte* scales = panel + scales_at_;
   const auto half = [lane](const std::byte* halves) { return half_to_float(load_half(halves + 2 * lane)); };
   const bool offset = has_offset(scales_);
   if (!is_super(scales_)) {
@@ -245,7 +244,7 @@ void Matrix::dequantize_row(int row, float* out) const {
   for (int group = 0; group < cols_ / group_; ++group) {
     const GroupScale by = group_scale(data, lane, group);
     for (int col = group * group_; col < (group + 1) * group_; ++col) {
-      const std::byte* block = data + block_code_bytes_ * static_cast<size_t>(col / kBlock);
+      const std::byte* block = data + codes_at_ + block_code_bytes_ * static_cast<size_t>(col / kBlock);
       const float weight = static_cast<float>(code_at(block, lane, col % kBlock) - zero_) * by.scale;
       out[col] = has_offset(scales_) ? weight + by.offset : weight;
     }

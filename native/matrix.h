@@ -40,8 +40,8 @@ struct CodedRows {
   const uint8_t* sub_offset;  // the same shape, for SuperOffset
 };
 
-// Within a panel the codes of all blocks come first, then the scales. A block's codes are 32-bit lanes of 4
-// consecutive columns of one row, 8 rows to a vector, 8 vectors g = 0..7 to the block's 32 columns, in planes:
+// Within a panel the scales of all blocks come first, then the codes: the order in which kernels read them. A block's
+// codes are 32-bit lanes of 4 consecutive columns of one row, 8 rows to a vector, 8 vectors g = 0..7, in planes:
 //   U4  4 vectors: vector g in the low nibbles, vector g + 4 in the high ones        128 bytes
 //   U5  U4, then bit 4 of all codes: bit g of a byte belongs to vector g             160 bytes
 //   U6  U4, then bits 4-5: bits 2g, 2g+1 of vector 0 (g < 4) or of vector 1 (g - 4)  192 bytes
@@ -67,7 +67,8 @@ class Matrix {
   size_t bytes() const { return panel_bytes_ * static_cast<size_t>(panels()); }
 
   const std::byte* panel(int index) const { return data_.get() + panel_bytes_ * static_cast<size_t>(index); }
-  const std::byte* panel_scales(int index) const { return panel(index) + scales_at_; }
+  const std::byte* panel_scales(int index) const { return panel(index); }
+  const std::byte* panel_codes(int index) const { return panel(index) + codes_at_; }
   size_t block_code_bytes() const { return block_code_bytes_; }
   size_t scale_bytes() const { return scale_bytes_; }  // scales of one block, or of one super-block
 
@@ -89,7 +90,7 @@ class Matrix {
   void pack_scales(std::byte* to, int rows, const CodedRows& from);
   void pack_super_scales(std::byte* to, int rows, const CodedRows& from);
   int code_at(const std::byte* block, int lane, int col) const;
-  GroupScale group_scale(const std::byte* panel, int lane, int group) const;
+  GroupScale group_scale(const std::byte* scales, int lane, int group) const;
   void dequantize_floats(const std::byte* panel, int lane, float* out) const;
 
   struct Free {
@@ -100,7 +101,7 @@ class Matrix {
   Codes codes_;
   Scales scales_;
   int group_, zero_;
-  size_t block_code_bytes_, scale_bytes_, scales_at_, panel_bytes_;
+  size_t block_code_bytes_, scale_bytes_, codes_at_, panel_bytes_;
   std::unique_ptr<std::byte[], Free> data_;
 };
 

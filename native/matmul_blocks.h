@@ -1,0 +1,75 @@
+// What the quantised matmul kernels of all instruction sets share: the arithmetic of a block, and how rows are tiled.
+//
+// For one output, with acc = 0, the blocks of 32 columns in ascending order (x = the row's activation block,
+// i0, i1 = sums of code * q over the halves of the block, i = i0 + i1, fma rounds once):
+//   Whole      a group of 32:  acc = fma(i * scale, x.scale, acc);  acc = fma(offset, x.sum, acc)
+//   Halves     groups of 16:   acc = fma(fma(i1, scale1, i0 * scale0), x.scale, acc);
+//                              acc = fma(offset0, x.scale * s0, acc);  acc = fma(offset1, x.scale * s1, acc)
+//   SubScaled  groups of 16 with integer sub scales c0, c1, in whole numbers as far as they go:
+//              acc = fma((c0 * (i0 - zero * s0) + c1 * (i1 - zero * s1)) * scale, x.scale, acc)
+// where s0, s1 = x.code_sum, scale = super scale * sub scale, and offset = -(zero * scale) where none is stored.
+// S8 without zero point and offset leaves out the offset's fma.
+//
+// The int16 sums of code * q cannot overflow with |q| <= 127: 8 products-of-pairs of U4 reach 30480, 4 of U5 31496,
+// 2 of U6 32004, 1 of S8 32512.
+//
+// Float matrices: four sums by column % 4, each acc = fma(weight, x, acc) in ascending order;
+// the result is (sum0 + sum1) + (sum2 + sum3).
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "qmatmul.h"
+
+namespace corral {
+
+extern const MatmulKernels kScalarMatmul;
+#if defined(__x86_64__)
+extern const MatmulKernels kAvx2Matmul;
+#endif
+
+// Internal linkage: every instruction set's file must have its own copies.
+namespace {
+
+enum class Grouping { Whole, WholeNoOffset, Halves, SubScaled };
+
+inline Grouping grouping_of(const Matrix& matrix) {
+  if (matrix.group() == 16) return matrix.scales() == Scales::Super ? Grouping::SubScaled : Grouping::Halves;
+  const bool plain = matrix.codes() == Codes::S8 && matrix.zero() == 0 && !has_offset(matrix.scales());
+  return plain ? Grouping::WholeNoOffset : Grouping::Whole;
+}
+
+// The scales of one block of a panel, ready for use. Which fields count depends on the Grouping.
+struct alignas(64) BlockScales {
+  struct {
+    float scale[kPanelRows];
+    float offset[kPanelRows];
+  } group[2];
+};
+struct alignas(64) BlockSubScales {
+  int16_t sub[2][kPanelRows][2];  // each twice, for multiplying pairs
+  int16_t zero[kPanelRows][2];    // -zero * sub of both halves
+  float scale[kPanelRows];
+};
+static_assert(sizeof(BlockScales) == sizeof(BlockSubScales));
+
+constexpr int kFloatChains = 4;
+constexpr int kSegmentBlocks = 64;  // blocks whose scales are expanded at a time: they and their codes fit the first cache
+
+// Splits n rows into tiles of nearly equal width up to `Most` and calls body(constant<width>, first row).
+template <int Most, class Body>
+inline void for_tiles(int n, const Body& body) {
+  const int tiles = (n + Most - 1) / Most;
+  for (int tile = 0, row = 0; tile < tiles; ++tile) {
+    const int width = (n - row + tiles - tile - 1) / (tiles - tile);
+    [&]<int... W>(std::integer_sequence<int, W...>) {
+      ((width == W + 1 ? body(std::integral_constant<int, W + 1>{}, row) : void()), ...);
+    }(std::make_integer_sequence<int, Most>{});
+    row += width;
+  }
+}
+
+}  // namespace
+}  // namespace corral

@@ -1,0 +1,15 @@
+#include "qmatmul.h"
+
+#include "matmul_blocks.h"
+
+namespace corral {
+
+const MatmulKernels& kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa != Isa::Scalar) return kAvx2Matmul;
+#endif
+  static_cast<void>(isa);
+  return kScalarMatmul;
+}
+
+}  // namespace corral

@@ -1,0 +1,179 @@
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "half.h"
+#include "matmul_blocks.h"
+#include "quantize.h"
+
+namespace corral {
+namespace {
+
+constexpr int kTile = 8;  // rows that share the unpacking of a block
+
+// What the scales of a block say in each of a panel's lanes.
+struct LaneScales {
+  float scale[2];
+  float offset[2];
+  int sub[2];
+};
+
+float half_at(const std::byte* halves, int lane) {
+  uint16_t bits;
+  std::memcpy(&bits, halves + 2 * lane, sizeof bits);
+  return half_to_float(bits);
+}
+
+LaneScales half_scales(const Matrix& matrix, const std::byte* at, int lane) {
+  const int groups = kBlock / matrix.group();
+  LaneScales to{};
+  for (int group = 0; group < groups; ++group) {
+    to.scale[group] = half_at(at + 16 * group, lane);
+    to.offset[group] = has_offset(matrix.scales()) ? half_at(at + 16 * (groups + group), lane)
+                                                   : -(static_cast<float>(matrix.zero()) * to.scale[group]);
+  }
+  return to;
+}
+
+LaneScales super_scales(const Matrix& matrix, const std::byte* at, int block_in_super, int lane) {
+  const int groups = kBlock / matrix.group();
+  const bool offset = has_offset(matrix.scales());
+  const std::byte* sub = at + (offset ? 32 : 16) + block_in_super * groups * kPanelRows * (offset ? 2 : 1) + lane;
+  LaneScales to{};
+  for (int group = 0; group < groups; ++group, sub += kPanelRows) {
+    to.sub[group] = static_cast<int8_t>(*sub);
+    to.scale[group] = half_at(at, lane) * static_cast<float>(to.sub[group]);
+    to.offset[group] = -(static_cast<float>(matrix.zero()) * to.scale[group]);
+    if (offset) {
+      const int sub_offset = static_cast<uint8_t>(sub[groups * kPanelRows]);
+      to.offset[group] = -(half_at(at + 16, lane) * static_cast<float>(sub_offset));
+    }
+  }
+  if (grouping_of(matrix) == Grouping::SubScaled) to.scale[0] = half_at(at, lane);
+  return to;
+}
+
+LaneScales lane_scales(const Matrix& matrix, int panel, int block, int lane) {
+  const std::byte* scales = matrix.panel_scales(panel);
+  if (!is_super(matrix.scales())) {
+    return half_scales(matrix, scales + matrix.scale_bytes() * static_cast<size_t>(block), lane);
+  }
+  constexpr int kBlocks = kSuper / kBlock;
+  const std::byte* at = scales + matrix.scale_bytes() * static_cast<size_t>(block / kBlocks);
+  return super_scales(matrix, at, block % kBlocks, lane);
+}
+
+void unpack_block(Codes codes, const std::byte* block, int8_t to[kPanelRows][kBlock]) {
+  for (int g = 0; g < 8; ++g) {
+    for (int byte = 0; byte < 32; ++byte) {
+      const auto plane = [&](int vector) { return static_cast<int>(block[32 * vector + byte]); };
+      int code = codes == Codes::S8 ? plane(g) : plane(g % 4) >> (g < 4 ? 0 : 4) & 15;
+      if (codes == Codes::U5) code |= (plane(4) >> g & 1) << 4;
+      if (codes == Codes::U6) code |= (plane(4 + g / 4) >> 2 * (g % 4) & 3) << 4;
+      to[byte / 4][4 * g + byte % 4] = static_cast<int8_t>(code);
+    }
+  }
+}
+
+int dot(const int8_t* codes, const int8_t* q) {
+  int sum = 0;
+  for (int k = 0; k < 16; ++k) sum += codes[k] * q[k];
+  return sum;
+}
+
+float add_block(Grouping grouping, int zero, const int8_t* codes, const LaneScales& by, const ActivationBlock& x,
+                float acc) {
+  const int i0 = dot(codes, x.q), i1 = dot(codes + 16, x.q + 16);
+  const int s0 = x.code_sum[0], s1 = x.code_sum[1];
+  if (grouping == Grouping::SubScaled) {
+    const int sum = by.sub[0] * (i0 - zero * s0) + by.sub[1] * (i1 - zero * s1);
+    return std::fma(static_cast<float>(sum) * by.scale[0], x.scale, acc);
+  }
+  if (grouping == Grouping::Halves) {
+    const float first = static_cast<float>(i0) * by.scale[0];
+    acc = std::fma(std::fma(static_cast<float>(i1), by.scale[1], first), x.scale, acc);
+    acc = std::fma(by.offset[0], x.scale * static_cast<float>(s0), acc);
+    return std::fma(by.offset[1], x.scale * static_cast<float>(s1), acc);
+  }
+  acc = std::fma(static_cast<float>(i0 + i1) * by.scale[0], x.scale, acc);
+  return grouping == Grouping::WholeNoOffset ? acc : std::fma(by.offset[0], x.sum, acc);
+}
+
+// out [n][8] of one panel and a tile of n rows.
+void multiply_tile(const Matrix& matrix, int panel, const ActivationBlock* const* x, int n, float (*out)[kPanelRows]) {
+  const Grouping grouping = grouping_of(matrix);
+  std::fill_n(out[0], n * kPanelRows, 0.0f);
+  const std::byte* codes = matrix.panel_codes(panel);
+  for (int block = 0; block < matrix.blocks(); ++block, codes += matrix.block_code_bytes()) {
+    int8_t unpacked[kPanelRows][kBlock];
+    unpack_block(matrix.codes(), codes, unpacked);
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      const LaneScales by = lane_scales(matrix, panel, block, lane);
+      for (int row = 0; row < n; ++row) {
+        out[row][lane] = add_block(grouping, matrix.zero(), unpacked[lane], by, x[row][block], out[row][lane]);
+      }
+    }
+  }
+}
+
+void store_rows(const Matrix& matrix, int panel, const float (*tile)[kPanelRows], int n, float* out, size_t ld_out) {
+  const int first = panel * kPanelRows;
+  const int rows = std::min(kPanelRows, matrix.rows() - first);
+  for (int row = 0; row < n; ++row) std::copy_n(tile[row], rows, out + static_cast<size_t>(row) * ld_out + first);
+}
+
+void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, int panel_begin, int panel_end,
+                   float* out, size_t ld_out) {
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    for (int row = 0; row < n_rows; row += kTile) {
+      const int n = std::min(kTile, n_rows - row);
+      const ActivationBlock* rows[kTile] = {};
+      for (int i = 0; i < n; ++i) rows[i] = x.row(row + i);
+      float tile[kTile][kPanelRows];
+      multiply_tile(matrix, panel, rows, n, tile);
+      store_rows(matrix, panel, tile, n, out + static_cast<size_t>(row) * ld_out, ld_out);
+    }
+  }
+}
+
+float weight_at(Codes codes, const std::byte* column, int lane) {
+  uint32_t bits;
+  if (codes == Codes::F16) return half_at(column, lane);
+  if (codes == Codes::F32) {
+    std::memcpy(&bits, column + 4 * lane, sizeof bits);
+  } else {
+    uint16_t high;
+    std::memcpy(&high, column + 2 * lane, sizeof high);
+    bits = static_cast<uint32_t>(high) << 16;
+  }
+  return std::bit_cast<float>(bits);
+}
+
+void matmul_panels_float(const Matrix& matrix, const float* x, size_t ld_x, int n_rows, int panel_begin,
+                         int panel_end, float* out, size_t ld_out) {
+  const size_t column_bytes = kPanelRows * (matrix.codes() == Codes::F32 ? 4 : 2);
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    for (int row = 0; row < n_rows; ++row) {
+      float sums[kFloatChains][kPanelRows] = {};
+      const std::byte* column = matrix.panel_codes(panel);
+      for (int col = 0; col < matrix.cols(); ++col, column += column_bytes) {
+        float* sum = sums[col % kFloatChains];
+        const float by = x[static_cast<size_t>(row) * ld_x + static_cast<size_t>(col)];
+        for (int lane = 0; lane < kPanelRows; ++lane) {
+          sum[lane] = std::fma(weight_at(matrix.codes(), column, lane), by, sum[lane]);
+        }
+      }
+      float total[1][kPanelRows];
+      for (int lane = 0; lane < kPanelRows; ++lane) {
+        total[0][lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+      }
+      store_rows(matrix, panel, total, 1, out + static_cast<size_t>(row) * ld_out, ld_out);
+    }
+  }
+}
+
+}  // namespace
+
+const MatmulKernels kScalarMatmul = {quantize_row_scalar, matmul_panels, matmul_panels_float};
+
+}  // namespace corral
