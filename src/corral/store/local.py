@@ -86,7 +86,10 @@ class Store:
 
     def names(self) -> Iterator[ModelName]:
         """Every name that has a manifest, whole or not."""
-        for path in sorted(self.manifests.glob("*/*/*/*")):
+        folders: Iterator[Path] = iter((self.manifests,))
+        for _ in range(4):  # host, namespace, model, tag
+            folders = (path for folder in builtins.list(folders) for path in _entries(folder))
+        for path in folders:
             host, namespace, model, tag = path.relative_to(self.manifests).parts
             try:
                 name = ModelName(model, tag, namespace, host)
@@ -116,24 +119,29 @@ class Store:
 
     def read_manifest(self, name: ModelName) -> tuple[Manifest, bytes]:
         """The manifest stored under exactly that name, and its bytes."""
-        with self._manifest_path(name).open("rb") as file:
-            data = file.read(media.MAX_BYTES + 1)
+        data, _ = self._read(name)
         return Manifest.parse(data), data
+
+    def _read(self, name: ModelName) -> tuple[bytes, float]:
+        """A manifest's bytes and its time of change."""
+        with self._manifest_path(name).open("rb") as file:
+            return file.read(media.MAX_BYTES + 1), os.fstat(file.fileno()).st_mtime
 
     def not_found(self, name: ModelName) -> ModelNotFound:
         """The error for a name that is not here, with the nearest one that is or could be."""
         if find_entry(name):
             return ModelNotFound(name.display, remedy=f"; fetch it with `corral pull {name}`")
-        stored = [other.display for other in self.names()]
-        known = [entry.name.display for entry in load_catalogue()]
+        stored = builtins.list(self.names())
+        known = [entry.name for entry in load_catalogue()]
         near = nearest_name(name, [*stored, *known])
         remedy = f" Fetch it with `corral pull {near}`" if near and near not in stored else ""
-        return ModelNotFound(name.display, near, remedy)
+        return ModelNotFound(name.display, near.display if near else None, remedy)
 
     def _open(self, name: ModelName) -> StoredModel:
         remedy = f"remove it with `corral rm {name}` and pull it again"
         try:
-            manifest, data = self.read_manifest(name)
+            data, modified = self._read(name)
+            manifest = Manifest.parse(data)
         except CorruptModel as error:
             raise CorruptModel(f"model '{name}' is damaged: {error}; {remedy}") from None
         except FileNotFoundError:
@@ -147,7 +155,7 @@ class Store:
             name=name,
             digest=hashlib.sha256(data).hexdigest(),
             size=manifest.size,
-            modified_at=datetime.fromtimestamp(self._manifest_path(name).stat().st_mtime).astimezone(),
+            modified_at=datetime.fromtimestamp(modified).astimezone(),
             path=self.blob_path(weights.digest),
             config=self._json(manifest.config),
             params=self._json(manifest.layer(media.PARAMS)),
@@ -304,8 +312,7 @@ class Store:
                 lock = FileLock(path.with_name(f"{path.name}.lock"))
                 if lock.try_acquire():
                     shutil.rmtree(path, ignore_errors=True)
-                    lock.path.unlink(missing_ok=True)
-                    lock.release()
+                    lock.remove()
 
     def _used_digests(self) -> set[str] | None:
         """Digests that any manifest refers to; None if a manifest cannot be read."""
@@ -343,14 +350,28 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def nearest_name(name: ModelName, candidates: list[str]) -> str | None:
-    """The candidate that `name` was probably meant to be."""
-    by_text = {text.lower(): text for text in reversed(candidates)}
-    for wanted in (name.display, name.model):  # the second: whatever the tag
-        near = difflib.get_close_matches(wanted.lower(), by_text, n=1, cutoff=0.6)
-        if near:
-            return by_text[near[0]]
-    return None
+def nearest_name(name: ModelName, candidates: builtins.list[ModelName]) -> ModelName | None:
+    """The candidate that `name` was probably meant to be: the model's own name counts before its tag."""
+
+    def nearness(other: ModelName) -> tuple[float, float]:
+        pairs = ((_untagged(name), _untagged(other)), (name.tag.lower(), other.tag.lower()))
+        base, tag = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return base, tag
+
+    best = max(candidates, key=nearness, default=None)
+    return best if best and nearness(best)[0] >= 0.6 else None
+
+
+def _untagged(name: ModelName) -> str:
+    return name.display.lower().rpartition(":")[0]
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What is in a folder, in order; nothing if it has just been removed."""
+    try:
+        yield from sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
 
 
 def _older(path: Path, age: float) -> bool:

@@ -25,13 +25,19 @@ class FileLock:
             os.close(self._fd)
             self._fd = -1
 
+    def remove(self) -> None:
+        """Give a held lock back and remove its file; whoever waits for it makes a new one."""
+        if self._fd >= 0:
+            self.path.unlink(missing_ok=True)
+            self.release()
+
     def _acquire(self, how: int) -> bool:
         make_folder(self.path.parent)
         while True:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(fd, how)
-                # A file that was pruned between open and flock locks nobody else out.
+                # A file that was removed between open and flock locks nobody else out.
                 if os.fstat(fd).st_nlink:
                     self._fd, fd = fd, -1
                     return True

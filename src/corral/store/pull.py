@@ -64,7 +64,7 @@ def pull(
             if not (yield from _present(store, order, started)):
                 yield from _deliver(store, order, inspect)
         finally:
-            lock.release()
+            lock.remove()
     yield Progress("success")
 
 

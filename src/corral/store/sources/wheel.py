@@ -7,6 +7,7 @@ import email.message
 import hashlib
 import io
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from corral.store.durable import CHUNK
 MAX_MEMBERS = 100_000
 MAX_TEXT = 8 << 20  # the largest member that is read whole
 MAX_RATIO = 200  # a member that unpacks to more than this many times its size is a bomb
+# What zipfile raises over a file that is not right.
+_BAD_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
 _HASHES = ("sha256", "sha384", "sha512")
 
 
@@ -29,7 +32,7 @@ class Wheel:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except _BAD_ZIP as error:
             raise PullFailed(f"{path.name} is not a whole wheel: {error}") from None
         self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
         self._check_members()
@@ -64,7 +67,7 @@ class Wheel:
                 while chunk := member.read(CHUNK):
                     left -= len(chunk)
                     yield chunk
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except _BAD_ZIP as error:
             raise PullFailed(f"{self.path.name}: {name} cannot be unpacked: {error}") from None
         if left:
             raise PullFailed(f"{self.path.name}: {name} is not as long as the archive says")
@@ -92,7 +95,10 @@ class Wheel:
         name = self._info_file("RECORD")
         self._check_small(name)
         text = b"".join(self._unpack(name)).decode("utf-8", "replace")
-        return {row[0]: row[1] for row in csv.reader(io.StringIO(text)) if len(row) >= 2}
+        try:
+            return {row[0]: row[1] for row in csv.reader(io.StringIO(text)) if len(row) >= 2}
+        except csv.Error as error:
+            raise PullFailed(f"{self.path.name}: RECORD cannot be read: {error}") from None
 
     def _record_hash(self, name: str) -> tuple[str, str]:
         kind, _, value = self._record.get(name, "").partition("=")
