@@ -107,13 +107,15 @@ class EngineClient:
         self._writer.write(frame)
         self._watch()
         try:
-            while id in self._streams:
+            while True:
                 output = await inbox.get()
                 if isinstance(output, EngineFailed):
                     raise output
                 if output.finish:
-                    del self._streams[id]
+                    self._streams.pop(id, None)
                 yield output
+                if output.finish:
+                    return
         finally:
             if self._streams.pop(id, None):
                 self._send(Cancel(id))

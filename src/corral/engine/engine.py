@@ -155,7 +155,7 @@ class Engine:
             logprobs=logprobs,
             prompt_logprobs=request.scored if request.replied == 1 else [],
             finish=finish,
-            stats=request.stats() if finish else None,
+            stats=request.stats() if finish or request.replied == 1 else None,
         )
 
     def _remove(self, request: Request) -> None:

@@ -64,7 +64,11 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):
-    """New tokens of one sequence. The last one carries finish and stats; `error` explains finish == error."""
+    """New tokens of one sequence; `error` explains finish == error.
+
+    The last one carries finish; with finish == stop its last token is the end or stop token itself. The first
+    and the last one carry stats, as they stand then.
+    """
 
     id: int
     tokens: list[int] = []

@@ -101,6 +101,8 @@ def _read_messages(connection: socket.socket, inbox: queue.SimpleQueue[Add | Can
     try:
         while not isinstance(message := receive(connection), Stop | None):
             inbox.put(message)
+    except ConnectionError:
+        _exit(_OK)  # closed with something unread
     except (BadFrame, OSError) as error:
         print(f"corral engine: {error}", file=sys.stderr, flush=True)
         _exit(_BROKEN_PEER)

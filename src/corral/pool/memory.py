@@ -1,0 +1,64 @@
+"""How much memory models may take.
+
+Unless the operator says otherwise (`CORRAL_MEMORY`, `CORRAL_KV_CACHE`):
+
+- all models together get 80 % of what was free when the server started;
+- a model's weights are counted as its file's size and a tenth;
+- a model's KV cache gets a quarter of what was free (or of `CORRAL_MEMORY`), more if one full context needs
+  it and that is at most half, and never more than all its sequences could use with full contexts.
+
+KV memory is reserved and not touched: a page becomes real when the first token is stored in it.
+"""
+
+from dataclasses import dataclass
+
+from corral.config import Settings
+from corral.models.config import ModelConfig
+
+_KV_ELEMENT_BYTES = 2  # float16
+_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """What one model needs, in bytes."""
+
+    weights: int
+    kv: int
+
+    @property
+    def total(self) -> int:
+        """Weights and KV cache."""
+        return self.weights + self.kv
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """What all models may take together, and what a KV cache may be by default."""
+
+    total: int
+    kv_base: int  # what the KV cache's quarter is taken of
+
+    @classmethod
+    def of(cls, settings: Settings, available: int) -> "MemoryBudget":
+        """The budget when so much memory is free at the start."""
+        if settings.memory_budget:
+            return cls(settings.memory_budget, settings.memory_budget)
+        return cls(available * 4 // 5, available)
+
+    def need(self, config: ModelConfig, file_size: int, settings: Settings) -> ModelMemory:
+        """What a model will take."""
+        return ModelMemory(file_size * 11 // 10, settings.kv_cache or self._kv(config, settings))
+
+    def _kv(self, config: ModelConfig, settings: Settings) -> int:
+        context = min(settings.context_length or config.context_length, config.context_length)
+        one = -(-context // _BLOCK) * _BLOCK * kv_bytes_per_token(config)
+        share = self.kv_base // 4
+        if share < one <= self.kv_base // 2:
+            share = one
+        return min(share, one * settings.max_sequences)
+
+
+def kv_bytes_per_token(config: ModelConfig) -> int:
+    """Bytes of K and V that one token takes in all layers."""
+    return config.layers * 2 * config.kv_heads * config.head_dim * _KV_ELEMENT_BYTES

@@ -1,0 +1,261 @@
+"""Which models are loaded: leases, keep-alive, and whom to unload when memory is short.
+
+A model has one place from the start of its load until its process is gone, and its memory counts all that time.
+A place that is no longer found by name (unloaded, failed, replaced in the store) is retired: it ends with its
+last lease. Everything here runs on one event loop, so what happens between two awaits happens at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from datetime import UTC, datetime, timedelta
+
+from corral.config import Settings
+from corral.engine.client import EngineClient
+from corral.errors import OutOfMemory, ShuttingDown
+from corral.pool.loaded import LoadedModel, ModelFile, ModelInfo, StartEngine, load_model
+from corral.pool.machine import available_memory
+from corral.pool.memory import MemoryBudget
+from corral.store.local import Store, StoredModel
+from corral.store.names import ModelName
+
+__all__ = ["LoadedModel", "ModelInfo", "Pool"]
+
+log = logging.getLogger(__name__)
+
+
+class _Place:
+    """One load of one model, and everybody who wants it."""
+
+    def __init__(self, stored: StoredModel, keep_alive: float):
+        self.stored = stored
+        self.keep_alive = keep_alive
+        self.loading: asyncio.Task[LoadedModel]
+        self.model: LoadedModel | None = None
+        self.leases = 0
+        self.reserved = 0  # bytes
+        self.last_used = time.monotonic()
+        self.expires_at: float | None = None  # unix time, while idle and not kept for ever
+        self.timer: asyncio.TimerHandle | None = None
+        self.retired = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could be unloaded at once."""
+        return self.model is not None and not self.leases and not self.retired
+
+    def stop_clock(self) -> None:
+        """It is wanted: it does not expire."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = self.expires_at = None
+
+    def snapshot(self) -> LoadedModel | None:
+        """The model with the time at which it goes, counted from now while it is in use."""
+        if self.model is None or self.retired:
+            return None
+        expires = self.expires_at
+        if expires is None and self.keep_alive >= 0:
+            expires = time.time() + self.keep_alive
+        return self.model.with_expiry(None if expires is None else _local_time(expires))
+
+
+class Pool:
+    """Loads models on demand and keeps them while they are wanted and fit."""
+
+    def __init__(self, store: Store, settings: Settings, start_engine: StartEngine = EngineClient.start):
+        self.store, self.settings = store, settings
+        self._start_engine = start_engine
+        self._budget = MemoryBudget.of(settings, available_memory())
+        self._places: dict[ModelName, _Place] = {}
+        self._held: set[_Place] = set()  # all that take memory, retired ones too
+        self._changed = asyncio.Event()  # replaced at every change
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @contextlib.asynccontextmanager
+    async def lease(self, name: str, keep_alive: float | None = None) -> AsyncGenerator[LoadedModel, None]:
+        """The model, loaded if need be, for as long as the block lasts.
+
+        keep_alive: seconds that it then stays loaded; < 0 = for ever; None = as before, or as the settings say.
+        Raises ModelNotFound, CorruptModel, UnsupportedModel, OutOfMemory, EngineFailed or ShuttingDown.
+        """
+        stored = await asyncio.to_thread(self.store.find, name)
+        if self._closing:
+            raise ShuttingDown("the server is shutting down; try again in a moment")
+        place = self._find(stored)
+        if keep_alive is not None:
+            place.keep_alive = keep_alive
+        place.stop_clock()
+        place.leases += 1
+        try:
+            yield await asyncio.shield(place.loading)
+        finally:
+            place.leases -= 1
+            self._rest(place)
+
+    def loaded(self) -> list[LoadedModel]:
+        """The models in memory, each with the time at which it will go."""
+        snapshots = (place.snapshot() for place in self._places.values())
+        return [model for model in snapshots if model is not None]
+
+    async def unload(self, name: str) -> bool:
+        """Unload a model when its last lease ends, at once if it is idle. Whether it was loaded."""
+        place = self._places.get(await asyncio.to_thread(self._locate, name))
+        if place is None:
+            return False
+        self._retire(place)
+        if not place.leases:
+            await self._gone(place)
+        return True
+
+    async def close(self, drain: float = 0) -> None:
+        """Take no more leases, give those that are held `drain` seconds, and end every engine."""
+        self._closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain):
+                while any(place.leases for place in self._held):
+                    await self._change()
+        for place in list(self._held):
+            place.loading.cancel()
+            self._retire(place)
+            self._run(self._end(place))
+        for place in list(self._held):
+            await self._gone(place)
+
+    def _locate(self, name: str) -> ModelName:
+        return self.store.locate(name)
+
+    def _find(self, stored: StoredModel) -> _Place:
+        """The model's place; a new one, on which it begins to load, if it has none that is good."""
+        place = self._places.get(stored.name)
+        if place and (place.stored.digest != stored.digest or _has_failed(place)):
+            self._retire(place)
+            place = None
+        if place is None:
+            place = self._places[stored.name] = _Place(stored, self.settings.keep_alive)
+            self._held.add(place)
+            place.loading = asyncio.get_running_loop().create_task(self._load(place))
+            place.loading.add_done_callback(lambda task: self._load_ended(place, task))
+        return place
+
+    async def _load(self, place: _Place) -> LoadedModel:
+        settings = self.settings
+        file = await asyncio.to_thread(ModelFile.open, place.stored.path)
+        try:
+            memory = self._budget.need(file.config, file.size, settings)
+            await self._make_room(place, memory.total)
+            model = await load_model(place.stored, file, memory, settings, self._start_engine)
+        except BaseException:
+            file.gguf.close()
+            raise
+        log.info("loaded %s in %.2f s", place.stored.name, model.load_ns / 1e9)
+        model.engine.failed.add_done_callback(lambda _: self._retire(place))
+        return model
+
+    def _load_ended(self, place: _Place, task: "asyncio.Task[LoadedModel]") -> None:
+        if task.cancelled() or task.exception():
+            place.reserved = 0
+            self._held.discard(place)
+            self._retire(place)
+        else:
+            place.model = task.result()
+            self._rest(place)
+        self._tell()
+
+    async def _make_room(self, place: _Place, need: int) -> None:
+        """Reserve memory for a model: unload idle ones, the least recently used first, or wait for one to be idle."""
+        name, limit = place.stored.name, self._budget.total
+        if need > limit:
+            raise OutOfMemory(
+                f"model '{name}' needs {_gib(need)} for weights and KV cache, but all models together may take "
+                f"{_gib(limit)}; use a smaller model, or set CORRAL_KV_CACHE or CORRAL_MEMORY"
+            )
+        try:
+            async with asyncio.timeout(self.settings.load_timeout):
+                while not self._fits(need):
+                    await self._unload_idle_or_wait(need)
+        except TimeoutError:
+            taken = sum(other.reserved for other in self._held)
+            raise OutOfMemory(
+                f"model '{name}' needs {_gib(need)}, but models in use take {_gib(taken)} of {_gib(limit)}; "
+                "try again when one of them is idle"
+            ) from None
+        place.reserved = need
+
+    async def _unload_idle_or_wait(self, need: int) -> None:
+        idle = sorted((p for p in self._held if p.idle), key=lambda p: p.last_used)
+        if idle and self._fits(need, without=idle):
+            log.info("unloading %s to make room", idle[0].stored.name)
+            self._retire(idle[0])
+        await self._change()
+
+    def _fits(self, need: int, without: "list[_Place] | tuple[()]" = ()) -> bool:
+        others = [place for place in self._held if place.reserved and place not in without]
+        most = self.settings.max_loaded_models
+        if most and len(others) >= most:
+            return False
+        return sum(place.reserved for place in others) + need <= self._budget.total
+
+    def _rest(self, place: _Place) -> None:
+        """After a lease or a load: a place that nobody wants is ended, or its clock is started."""
+        place.last_used = time.monotonic()
+        self._tell()
+        if place.leases or place.model is None:
+            return
+        if place.retired or place.keep_alive == 0:
+            self._retire(place)
+        elif place.keep_alive > 0:
+            place.stop_clock()
+            place.expires_at = time.time() + place.keep_alive
+            place.timer = asyncio.get_running_loop().call_later(place.keep_alive, self._retire, place)
+
+    def _retire(self, place: _Place) -> None:
+        """Nobody new gets this place; it ends with its last lease."""
+        place.retired = True
+        place.stop_clock()
+        if self._places.get(place.stored.name) is place:
+            del self._places[place.stored.name]
+        if place.model and not place.leases:
+            self._run(self._end(place))
+
+    async def _end(self, place: _Place) -> None:
+        model, place.model = place.model, None
+        if model is None:
+            return
+        await model.engine.stop()
+        self._held.discard(place)
+        place.reserved = 0
+        self._tell()
+        log.info("unloaded %s", place.stored.name)
+
+    async def _gone(self, place: _Place) -> None:
+        while place in self._held:
+            await self._change()
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+
+    def _tell(self) -> None:
+        """Wake everybody who waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # or it could be collected while it runs
+        task.add_done_callback(self._tasks.discard)
+
+
+def _has_failed(place: _Place) -> bool:
+    return place.model is not None and place.model.engine.failed.done()
+
+
+def _local_time(timestamp: float) -> datetime:
+    return (datetime.fromtimestamp(0, UTC) + timedelta(seconds=timestamp)).astimezone()
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
