@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from batches import Part, blocks_for, make_batch
+from corral.engine.engine import Engine, EngineOptions
 from corral.executors.batch import Executor, StepResult
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Program
 from corral.models.table import build_program
+from corral.types import SamplingParams, TokenLogprob
 from corral.weights.gguf import open_gguf
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -167,3 +169,26 @@ def test_native_is_as_exact_as_llama_cpp(
     limit, floor = LLAMA_CPP[model]
     assert kl <= limit
     assert top1 >= floor
+
+
+@pytest.mark.slow
+def test_engine_over_the_reference_continues_every_passage_side_by_side(
+    model: str, reference: Executor, program: Program
+) -> None:
+    """Chunked prefill, six sequences a step and preemption (the passages need more blocks than there are)."""
+    goldens = list(load_goldens(model).values())
+    engine = Engine(reference, EngineOptions(frozenset(), program.context_length, program.vocab_size, 64))
+    for number, golden in enumerate(goldens):
+        engine.add(
+            number, golden.greedy_prompt.tolist(), SamplingParams(temperature=0, max_tokens=48, logprobs=2)
+        )
+    said: list[list[TokenLogprob]] = [[] for _ in goldens]
+    while engine.has_work:
+        for output in engine.step():
+            said[output.id] += output.logprobs
+    assert engine.load.preemptions > 0
+    for golden, entries in zip(goldens, said, strict=True):
+        for entry, wanted in zip(entries, golden.greedy.tolist(), strict=True):
+            if entry.top[0][1] - entry.top[1][1] <= NEAR_TIE:
+                break  # from here on both ways are right
+            assert entry.token == wanted
