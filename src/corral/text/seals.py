@@ -1,55 +1,56 @@
 """Keeps control tokens that a chat template writes apart from text that only spells them.
 
 A template and a conversation are joined into one string, and after that nobody can tell who wrote
-"<|im_end|>". So before rendering, each control token in the template's source is replaced by one private-use
+"<|im_end|>". So before rendering, each control token in the template's source is replaced by one rare
 character, its seal. After rendering only seals become control tokens; the rest is plain text whatever it
 says, and the template's logic sees the conversation unchanged.
 
-Some templates put tokens together ('<|' + role + '|>'), and there the rest must be searched too. For those (a
-string of the source ends in the beginning of a control token) the conversation's strings are also defused:
-one character of whatever could begin or continue a control token is replaced by a private-use pair until the
-tokens have been found. A filter that deletes text cannot join such halves; only a template that tests for
-that very text sees a difference. Known roles stay as they are, or nothing could be put together.
+Some templates put tokens together instead: '<|' + role + '|>'. Those few tokens are looked for in the rest,
+and where there are any, the conversation is defused first: one character of whatever could begin or continue
+such a token is replaced by a rare pair until the tokens have been found. A template that deletes text cannot
+join such halves; only one that tests for that very text sees a difference. Known roles stay as they are.
+
+The rare characters are cuneiform and hieroglyphs: printable, without case, not white space, so that no filter
+changes them. A conversation that uses one of them has it replaced by a pair in the same way.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from corral.text.tokenizer import Tokenizer
 
 __all__ = ["Seals"]
 
-FIRST_SEAL, FIRST_IMAGE, ESCAPE = 0x100000, 0x10F000, "\U0010fffd"
+ESCAPE, FIRST_IMAGE, FIRST_SEAL, LAST_SEAL = "\U00012000", 0x12001, 0x13000, 0x1342E
+IMAGE = re.compile(f"{ESCAPE}[{chr(FIRST_IMAGE)}-{chr(FIRST_SEAL - 1)}]")
 KNOWN_ROLES = frozenset(
     ["system", "user", "assistant", "tool", "developer", "function", "model", "ipython", "environment"]
 )
 # Where a literal of a template's source ends: a quotation mark or the beginning of a tag.
 LITERAL_END = re.compile(r"['\"]|\s*\{[{%#]-|\{[{%#]")
-CODED_CHARACTER = re.compile(r"\\[xuUN0-7]")
+LITERAL_STARTS = ("'", '"', "}}", "%}", "#}")
 
 
 class Seals:
-    """The seals of one template."""
+    """The seals of one template. `source` is the template to render, `names` its bos_token and the like."""
 
     def __init__(self, tokenizer: Tokenizer, source: str):
         self._tokenizer = tokenizer
         self._tokens: dict[str, int] = {}  # by seal
         self._seals: dict[int, str] = {}  # by token
-        self.source = "".join(
-            part if isinstance(part, str) else self._seal(part) for part in tokenizer.split_special(source)
-        )
+        parts = tokenizer.split_special(source)
+        self.source = "".join(part if isinstance(part, str) else self._seal(part) for part in parts)
         self.names = {name: self._seal_name(text) for name, text in tokenizer.names.items()}
-        self._texts = [tokenizer.token_text(token) for token in tokenizer.special_ids]
-        openings = _openings(self.source, self._texts)
-        self._composing = bool(openings)
-        self._rests = _rests(openings, self._texts)
-        risky = self._risky_pattern()
-        self._images = {c: ESCAPE + chr(FIRST_IMAGE + i) for i, c in enumerate(self._replaced())}
-        self._originals = {image: c for c, image in self._images.items()}
-        self._risky = re.compile(risky, re.IGNORECASE | re.DOTALL)
-        self._image = re.compile(f"{ESCAPE}[{chr(FIRST_IMAGE)}-{chr(ord(ESCAPE) - 1)}]")
-        self._seal_split = re.compile(f"([{''.join(self._tokens)}])") if self._tokens else None
+        self._split = re.compile(f"([{''.join(self._tokens)}])") if self._tokens else None
+        self._composed: dict[int, str] = {}
+        self._watch(_composed_of_roles(self.source, self._unsealed()))
+
+    def learn(self, rendered: str) -> None:
+        """Note the control tokens that the template put together for an innocent conversation."""
+        texts = [part for part in self._pieces(rendered) if part not in self._tokens]
+        found = {part for text in texts for part in self._tokenizer.split_special(text)}
+        self._watch(part for part in found if isinstance(part, int))
 
     def defuse(self, value: Any, role: bool = False) -> Any:
         """A copy of a conversation's value in which no string can make a control token."""
@@ -63,19 +64,19 @@ class Seals:
 
     def text(self, rendered: str) -> str:
         """What was rendered, as a person would read it."""
-        return self._restore("".join(self._open(part) for part in self._split(rendered)))
+        name = self._tokenizer.token_text
+        pieces = self._pieces(rendered)
+        return self._restore("".join(name(self._tokens[p]) if p in self._tokens else p for p in pieces))
 
     def parts(self, rendered: str) -> list[int | str]:
         """What was rendered, as ids of control tokens and plain text between them."""
         parts: list[int | str] = []
-        for part in self._split(rendered):
-            if part in self._tokens:
-                parts.append(self._tokens[part])
-            elif self._composing:
-                found = self._tokenizer.split_special(part)
-                parts += [self._restore(p) if isinstance(p, str) else p for p in found]
+        for piece in self._pieces(rendered):
+            if piece in self._tokens:
+                parts.append(self._tokens[piece])
             else:
-                parts.append(self._restore(part))
+                found = self._finder.split(piece)
+                parts += [self._restore(part) if isinstance(part, str) else part for part in found]
         return parts
 
     def _seal(self, token: int) -> str:
@@ -83,66 +84,69 @@ class Seals:
         text = self._tokenizer.token_text(token)
         if len(text) < 3 or text.replace("_", "").isalnum() or "{" in text or "}" in text:
             return text
-        if token not in self._seals:
-            seal = chr(FIRST_SEAL + len(self._tokens))
+        seal = chr(FIRST_SEAL + len(self._tokens))
+        if token not in self._seals and ord(seal) <= LAST_SEAL:
             self._seals[token], self._tokens[seal] = seal, token
-        return self._seals[token]
+        return self._seals.get(token, text)
 
     def _seal_name(self, text: str) -> str:
         parts = self._tokenizer.split_special(text)
         return self._seal(parts[0]) if len(parts) == 1 and isinstance(parts[0], int) else text
 
-    def _open(self, part: str) -> str:
-        return self._tokenizer.token_text(self._tokens[part]) if part in self._tokens else part
+    def _unsealed(self) -> dict[int, str]:
+        return {token: self._tokenizer.token_text(token) for token in self._tokenizer.special_ids}
 
-    def _split(self, rendered: str) -> list[str]:
-        pieces = self._seal_split.split(rendered) if self._seal_split else [rendered]
+    def _watch(self, tokens: Iterable[int]) -> None:
+        """Look for these tokens in what was rendered, and defuse them in conversations."""
+        self._composed |= {token: self._tokenizer.token_text(token) for token in tokens}
+        texts = sorted(self._composed.values())
+        self._finder = self._tokenizer.finder(sorted(self._composed))
+        openings = _openings(self.source, texts)
+        self._rests = {text[len(o) :] for o in openings for text in texts if text.startswith(o)}
+        replaced = sorted({*self._tokens, ESCAPE, *"".join(texts), *"".join(texts).swapcase()})
+        self._images = {c: ESCAPE + chr(FIRST_IMAGE + i) for i, c in enumerate(replaced)}
+        self._originals = {image: c for c, image in self._images.items()}
+        risky = f"[{''.join(self._tokens)}{ESCAPE}]"
+        if texts:
+            pairs = "|".join(sorted({re.escape(text[:2]) for text in texts}))
+            firsts = "|".join(sorted({re.escape(text[0]) for text in texts}))
+            risky += rf"|(?:(?={pairs})|(?=(?:{firsts})\Z))."
+        self._risky = re.compile(risky, re.IGNORECASE | re.DOTALL)
+
+    def _pieces(self, rendered: str) -> list[str]:
+        pieces = self._split.split(rendered) if self._split else [rendered]
         return [piece for piece in pieces if piece]
-
-    def _replaced(self) -> list[str]:
-        """Every character that may have to be replaced in a conversation."""
-        letters = {c for text in self._texts for c in (text + text.swapcase())} if self._composing else set()
-        return sorted({*self._tokens, ESCAPE, *letters})
-
-    def _risky_pattern(self) -> str:
-        """What to replace: private characters; in composing templates the first of two that begin a token."""
-        private = f"[{''.join(self._tokens)}{ESCAPE}]"
-        if not self._composing:
-            return private
-        pairs = "|".join(sorted({re.escape(text[:2]) for text in self._texts}))
-        firsts = "".join(sorted({re.escape(text[0]) for text in self._texts}))
-        return f"{private}|(?:(?={pairs})|(?=[{firsts}]\\Z))."
 
     def _defuse_text(self, text: str) -> str:
         safe = self._risky.sub(lambda match: self._images.get(match[0], match[0]), text)
-        continues = (
-            any(rest.startswith(text) or text.startswith(rest) for rest in self._rests) if text else False
-        )
-        if continues and safe[0] != ESCAPE:
-            return self._images[safe[0]] + safe[1:]
+        if text and any(rest.startswith(text) or text.startswith(rest) for rest in self._rests):
+            safe = safe if safe[0] == ESCAPE else self._images[safe[0]] + safe[1:]
         return safe
 
     def _restore(self, text: str) -> str:
-        return (
-            self._image.sub(lambda match: self._originals.get(match[0], ""), text) if ESCAPE in text else text
-        )
+        return IMAGE.sub(lambda match: self._originals.get(match[0], ""), text) if ESCAPE in text else text
 
 
-def _openings(source: str, texts: Sequence[str]) -> set[str]:
-    """The beginnings of control tokens with which literals of the source end."""
+def _openings(source: str, texts: Iterable[str]) -> set[str]:
+    """The beginnings of these texts with which literals of the source end."""
     beginnings = {text[:n] for text in texts for n in range(1, len(text))}
     longest = max(map(len, beginnings), default=0)
-    found = {
-        source[match.start() - n : match.start()]
-        for match in LITERAL_END.finditer(source)
-        for n in range(1, min(longest, match.start()) + 1)
-    }
-    # A coded character may hide the rest of a token.
-    return found & beginnings or (beginnings if CODED_CHARACTER.search(source) else set())
+    ends = [match.start() for match in LITERAL_END.finditer(source)]
+    return {source[end - n : end] for end in ends for n in range(1, min(longest, end) + 1)} & beginnings
 
 
-def _rests(openings: Iterable[str], texts: Sequence[str]) -> list[str]:
-    """What would complete the openings to control tokens."""
-    return sorted(
-        {text[len(opening) :] for opening in openings for text in texts if text.startswith(opening)} - {""}
-    )
+def _composed_of_roles(source: str, texts: dict[int, str]) -> list[int]:
+    """Control tokens that are a literal of the source, a known role and another literal."""
+    openings = _openings(source, texts.values())
+    found = []
+    for token, text in texts.items():
+        for role in KNOWN_ROLES:
+            before, middle, after = text.lower().partition(role)
+            after = text[len(text) - len(after) :]
+            if (
+                middle
+                and text[: len(before)] in openings
+                and any(s + after in source for s in LITERAL_STARTS)
+            ):
+                found.append(token)
+    return found

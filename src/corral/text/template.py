@@ -1,10 +1,11 @@
 """A model's own chat template: a conversation to a prompt."""
 
+import contextlib
 import datetime
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import minijinja
@@ -27,6 +28,30 @@ class _Raised(Exception):
     """The template called raise_exception."""
 
 
+# Conversations that show which control tokens a template puts together from pieces.
+_CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
+_TOOL = {"name": "look", "description": "looks", "parameters": {"type": "object", "properties": {}}}
+_PROBES: tuple[dict[str, Any], ...] = (
+    {"messages": [{"role": "user", "content": "hello"}]},
+    {
+        "messages": [
+            {"role": "system", "content": "brief"},
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": "more"},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+            {"role": "tool", "name": "look", "tool_call_id": "call00001", "content": "seen"},
+        ],
+        "tools": [{"type": "function", "function": _TOOL}],
+    },
+)
+
+
 class ChatTemplate:
     """Renders conversations. What a conversation says never becomes a control token; see seals.py."""
 
@@ -40,6 +65,9 @@ class ChatTemplate:
             self._environment.add_template("chat", self._seals.source)
         except minijinja.TemplateError as error:
             self._broken = f"the model's chat template cannot be used: {_reason(error)}"
+        for probe in _PROBES:
+            with contextlib.suppress(CorralError):  # no tools, no system role
+                self._seals.learn(self._render(**probe))
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The prompt as text. Options as in `encode`."""
@@ -102,6 +130,8 @@ def _environment() -> minijinja.Environment:
     """Jinja as transformers sets it up (utils/chat_template_utils.py), with a limit on its work."""
     environment = minijinja.Environment(trim_blocks=True, lstrip_blocks=True, fuel=FUEL, debug=False)
     environment.add_filter("tojson", _to_json)
+    environment.add_filter("indent", _indent)
+    environment.add_test("iterable", lambda value: isinstance(value, Iterable))  # theirs accepts none
     environment.add_global("raise_exception", _raise_exception)
     environment.add_global("strftime_now", _strftime_now)
     return environment
@@ -116,9 +146,17 @@ def _to_json(
 ) -> str:
     pair = (separators[0], separators[1]) if separators else None
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=pair, sort_keys=sort_keys)
-    if ensure_ascii:  # except for the private characters of seals.py
-        text = re.sub("[\x7f-\U000fffff]", lambda match: json.dumps(match[0])[1:-1], text)
+    if ensure_ascii:  # but for the characters of seals.py
+        text = re.sub("[^\x00-\x7e\U00012000-\U000137ff]", lambda match: json.dumps(match[0])[1:-1], text)
     return text
+
+
+def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    """As Jinja does it; minijinja's own drops a newline at the end."""
+    margin = width if isinstance(width, str) else " " * width
+    lines = (text + "\n").splitlines()
+    rest = [margin + line if line or blank else line for line in lines[1:]]
+    return "\n".join([(margin if first else "") + lines[0], *rest])
 
 
 def _raise_exception(message: str) -> None:

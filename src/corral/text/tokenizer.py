@@ -38,8 +38,8 @@ class Tokenizer:
         self._special = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
         plain = vocabulary.of_type(TokenType.USER_DEFINED)
         self._eats_space = _space_eaters(metadata, vocabulary, self._special)
-        self._plain_finder = AddedTokens([self._added(token) for token in plain])
-        self._special_finder = AddedTokens([self._added(token) for token in sorted(plain + self._special)])
+        self._plain_finder = self.finder(plain)
+        self._special_finder = self.finder(sorted(plain + self._special))
 
     def encode(self, text: str, *, special: bool, add_bos: bool) -> list[int]:
         """The text's token ids.
@@ -96,8 +96,10 @@ class Tokenizer:
         """All control and unknown tokens."""
         return self._special
 
-    def _added(self, token: int) -> AddedToken:
-        return AddedToken(token, self._vocabulary.text(token), token in self._eats_space)
+    def finder(self, tokens: Iterable[int]) -> AddedTokens:
+        """Splits text on these tokens."""
+        text, eaters = self._vocabulary.text, self._eats_space
+        return AddedTokens([AddedToken(token, text(token), token in eaters) for token in tokens])
 
     def _encode_parts(self, parts: list[int | str], add_bos: bool) -> list[int]:
         ids = [self.bos_id] if add_bos and self.bos_id is not None else []
