@@ -37,44 +37,32 @@ void Sampler::sample(float* logits, const SamplingRow& row, SampledRow& result) 
   std::fill_n(result.top_logprobs, kTopTokens, 0.0f);
   result.logprob = 0;
   result.token = row.target;
-  const bool scored = row.target >= 0 || row.logprobs >= 0;
-  if (scored && !score(logits, row, result)) {
+  if (row.target < 0) {
+    raw_.clear();
+    for (int32_t id : row.bias_ids) raw_.push_back({logits[id], id});
+    for (int32_t id : row.penalty_ids) raw_.push_back({logits[id], id});
+    penalize(logits, row);
+    result.token = choose(logits, row);
+    for (const Candidate& raw : raw_) logits[raw.id] = raw.logit;
+  }
+  if (result.token != kFailed && (row.target >= 0 || row.logprobs >= 0)) score(logits, row, result);
+}
+
+// Log-probs of the token and of the alternatives to it, from the raw logits.
+void Sampler::score(const float* logits, const SamplingRow& row, SampledRow& result) {
+  const float maximum = kernels_.maximum(logits, vocab_);
+  if (!std::isfinite(maximum)) {
     result.token = kFailed;
     return;
   }
-  if (row.target >= 0) return;
-  // The chosen token's raw logit may be changed below: its log-prob needs it back.
-  raw_.clear();
-  if (scored) {
-    for (int32_t id : row.bias_ids) raw_.push_back(logits[id]);
-    for (int32_t id : row.penalty_ids) raw_.push_back(logits[id]);
+  const double total = maximum + std::log(kernels_.exp_sum(logits, maximum, 1.0f, vocab_));
+  result.logprob = static_cast<float>(logits[result.token] - total);
+  if (row.logprobs <= 0) return;
+  take_top(logits, row.logprobs, std::numeric_limits<float>::lowest());
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    result.top_tokens[i] = candidates_[i].id;
+    result.top_logprobs[i] = static_cast<float>(candidates_[i].logit - total);
   }
-  penalize(logits, row);
-  result.token = choose(logits, row);
-  if (!scored || result.token == kFailed) return;
-  float raw = logits[result.token];
-  const size_t biased = row.bias_ids.size();
-  for (size_t i = raw_.size(); i-- > 0;) {
-    const int32_t id = i < biased ? row.bias_ids[i] : row.penalty_ids[i - biased];
-    if (id == result.token) raw = raw_[i];
-  }
-  result.logprob = logprob(raw);
-}
-
-// Log-probs of the target and the alternatives. False if the logits have no distribution.
-bool Sampler::score(const float* logits, const SamplingRow& row, SampledRow& result) {
-  const float maximum = kernels_.maximum(logits, vocab_);
-  if (!std::isfinite(maximum)) return false;
-  log_total_ = maximum + std::log(kernels_.exp_sum(logits, maximum, 1.0f, vocab_));
-  if (row.logprobs > 0) {
-    take_top(logits, row.logprobs, std::numeric_limits<float>::lowest());
-    for (size_t i = 0; i < candidates_.size(); ++i) {
-      result.top_tokens[i] = candidates_[i].id;
-      result.top_logprobs[i] = logprob(candidates_[i].logit);
-    }
-  }
-  if (row.target >= 0) result.logprob = logprob(logits[row.target]);
-  return true;
 }
 
 int32_t Sampler::choose(const float* logits, const SamplingRow& row) {

@@ -35,13 +35,13 @@ struct SampledRow {
   float* top_logprobs;     // [kTopTokens], 0 pads
 };
 
-// One thread's scratch. The order is vLLM's: raw log-probs, bias, repetition, frequency and presence, then greedy,
-// or temperature, min_p, top_k, top_p, draw. Every filter is exact; among equal logits the lower id goes first.
+// One thread's scratch. The order is vLLM's: bias, repetition, frequency and presence, then greedy, or
+// temperature, min_p, top_k, top_p, draw; log-probs are of the raw logits. Every filter is exact; among equal logits the lower id goes first.
 class Sampler {
  public:
   Sampler(const PointwiseKernels& kernels, int vocab) : kernels_(kernels), vocab_(vocab) {}
 
-  // Changes the logits [vocab].
+  // Borrows the logits [vocab]: they are as before when it returns.
   void sample(float* logits, const SamplingRow& row, SampledRow& result);
 
  private:
@@ -53,25 +53,23 @@ class Sampler {
     }
   };
 
-  bool score(const float* logits, const SamplingRow& row, SampledRow& result);
+  void score(const float* logits, const SamplingRow& row, SampledRow& result);
   int32_t choose(const float* logits, const SamplingRow& row);
   int32_t draw_from_all(const float* logits, double uniform);
   void take_top(const float* logits, int count, float floor);
   void take_all(const float* logits, float floor);
   void keep_nucleus(float mass, double total);
   int32_t draw(double uniform) const;
-  float logprob(float logit) const { return static_cast<float>(logit - log_total_); }
   float weight(float logit) const;
   double weights() const;
 
   const PointwiseKernels& kernels_;
   const int vocab_;
-  double log_total_ = 0;  // of the raw logits
-  float maximum_ = 0;     // of the logits that are being sampled
+  float maximum_ = 0;  // of the logits that are being sampled
   float inverse_temperature_ = 1;
   std::vector<Candidate> candidates_;
   std::vector<double> sums_;
-  std::vector<float> raw_;  // what penalties and bias replaced, newest last
+  std::vector<Candidate> raw_;  // what bias and penalties replaced
 };
 
 }  // namespace corral

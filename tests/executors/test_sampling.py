@@ -1,0 +1,284 @@
+"""The native sampler against slow definitions: each filter's support, its distribution, and the reference's choice."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
+
+from batches import Part, blocks_for, greedy_rows, make_batch
+from corral.executors.batch import SamplingRows, StepResult
+from corral.executors.native import NativeExecutor
+from corral.executors.reference_sampling import sample as sample_reference
+from corral.models.program import Head, Select
+from op_programs import ProgramBuilder
+
+FAILED = -1
+ISAS = ("scalar", "auto")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def sample(logits: np.ndarray, rows: SamplingRows, isa: str = "auto", scale: np.ndarray | None = None) -> StepResult:
+    """Run the native sampler over these finite logits [R, V]; or over scale [R] times one row, finite or not."""
+    vocab = logits.shape[1]
+    table = np.eye(len(logits)) if scale is None else scale[:, None]
+    builder = ProgramBuilder(vocab)
+    padded = np.zeros((vocab, table.shape[1]), np.float32)
+    padded[: len(table)] = table
+    x, chosen = builder.table(padded), builder.buffer(table.shape[1], selected=True)
+    builder.add(Select(x, chosen))
+    builder.add(Head(chosen, builder.weight(logits.T)))
+    count = len(table)
+    native = NativeExecutor(
+        builder.build(), num_blocks=1 + count // 16, max_tokens=count, max_sequences=1, threads=2, isa=isa
+    )
+    result = native.step(make_batch([Part(range(count), blocks_for(count))], rows))
+    native.close()
+    return result
+
+
+def rows_like(count: int, **fields: Any) -> SamplingRows:
+    """greedy_rows with some columns changed: a number stands for a whole column."""
+    rows = greedy_rows(count)
+    for name, value in fields.items():
+        column = getattr(rows, name)
+        rows = replace(rows, **{name: np.broadcast_to(np.asarray(value, column.dtype), (count,)).copy()})
+    return rows
+
+
+def with_penalties(rows: SamplingRows, entries: list[tuple[int, int, int]]) -> SamplingRows:
+    """The same (token, count, repeats) entries for every row."""
+    count = len(rows.target)
+    ids, counts, repeats = (np.tile(column, count) for column in np.array(entries).T)
+    return replace(
+        rows,
+        penalty_starts=np.arange(count + 1, dtype=np.int32) * len(entries),
+        penalty_ids=ids.astype(np.int32),
+        penalty_counts=counts.astype(np.int32),
+        penalty_repeats=repeats.astype(np.uint8),
+    )
+
+
+def with_bias(rows: SamplingRows, bias: dict[int, float]) -> SamplingRows:
+    count = len(rows.target)
+    return replace(
+        rows,
+        bias_starts=np.arange(count + 1, dtype=np.int32) * len(bias),
+        bias_ids=np.tile(np.array(list(bias), np.int32), count),
+        bias_values=np.tile(np.array(list(bias.values()), np.float32), count),
+    )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return weights / weights.sum()
+
+
+def expected(
+    logits: np.ndarray, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> np.ndarray:
+    """The distribution that the filters leave, by their definitions one after the other."""
+    p = softmax(logits / temperature)
+    p[p < min_p * p.max()] = 0
+    order = np.lexsort((np.arange(len(p)), -p))
+    if top_k > 0:
+        p[order[top_k:]] = 0
+    p /= p.sum()
+    before = np.cumsum(p[order]) - p[order]
+    p[order[before >= top_p]] = 0
+    return p / p.sum()
+
+
+def draws(logits: np.ndarray, isa: str, count: int = 6000, **fields: Any) -> np.ndarray:
+    """How often each token comes over `count` rows that differ only in their seeds."""
+    vocab = len(logits)
+    hits = np.zeros(vocab, np.int64)
+    for start in range(0, count, vocab):
+        seeds = np.arange(start, min(start + vocab, count)) * 7919 + 1
+        rows = rows_like(len(seeds), seeds=seeds, **fields)
+        result = sample(logits[None], rows, isa, np.ones(len(seeds), np.float32))
+        hits += np.bincount(result.tokens, minlength=vocab)
+    return hits
+
+
+FILTERS = [
+    {"temperature": 1.0},
+    {"temperature": 0.6},
+    {"temperature": 2.5},
+    {"temperature": 1.0, "top_k": 5},
+    {"temperature": 1.0, "top_p": 0.7},
+    {"temperature": 1.0, "min_p": 0.2},
+    {"temperature": 1.3, "top_k": 30, "top_p": 0.9},
+    {"temperature": 0.8, "top_p": 0.95, "min_p": 0.05},
+    {"temperature": 1.5, "top_k": 40, "top_p": 0.8, "min_p": 0.02},
+]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_draws_follow_the_filtered_distribution(filters: dict[str, Any], isa: str) -> None:
+    logits = np.random.default_rng(3).standard_normal(1500).astype(np.float32)
+    logits[::25] += 5
+    wanted = expected(logits, **filters)
+    hits = draws(logits, isa, **filters)
+    assert (hits[wanted == 0] == 0).all()
+    # Chi-square over tokens that are expected often enough, all others taken as one.
+    often = wanted * hits.sum() >= 8
+    found = np.append(hits[often], hits[~often].sum())
+    ideal = np.append(wanted[often], wanted[~often].sum()) * hits.sum()
+    found, ideal = found[ideal > 0], ideal[ideal > 0]
+    freedom = len(ideal) - 1
+    statistic = ((found - ideal) ** 2 / ideal).sum()
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom) + 4
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0, 20.0])
+@pytest.mark.parametrize("vocab", [1, 2, 60, 1023, 5000])
+def test_random_rows_choose_as_the_reference_does(vocab: int, spread: float, isa: str) -> None:
+    rng = np.random.default_rng(vocab)
+    count = min(vocab, 48)
+    logits = (rng.standard_normal((count, vocab)) * spread).astype(np.float32)
+    rows = rows_like(
+        count,
+        temperature=rng.choice([0, 0.3, 0.9, 1.0, 1.7], count),
+        top_k=rng.choice([-1, 0, 1, 3, 40, 400, 10**9], count),
+        top_p=rng.choice([0, 0.1, 0.5, 0.9, 0.99, 1.0], count),
+        min_p=rng.choice([0, 0, 0.05, 0.5, 1.0], count),
+        repetition=rng.choice([0.8, 1.0, 1.3], count),
+        presence=rng.choice([0.0, 0.7], count),
+        frequency=rng.choice([0.0, -0.3, 0.5], count),
+        seeds=rng.integers(0, 2**63, count),
+        logprobs=rng.integers(-1, 21, count),
+        target=rng.choice([-1, -1, 0], count),
+    )
+    rows = with_bias(with_penalties(rows, [(0, 3, 1), (vocab // 2 + 1, 0, 1)][: min(vocab, 2)]), {vocab - 1: 1.5})
+    if vocab == 2:
+        rows = with_penalties(rows, [(0, 3, 1)])
+    # top_k beyond the vocabulary is no filter; the reference would still draw in another order.
+    effective = replace(rows, top_k=np.where(rows.top_k < vocab, rows.top_k, 0).astype(np.int32))
+    found, wanted = sample(logits, rows, isa), sample_reference(logits, effective)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_array_equal(found.top_tokens, wanted.top_tokens)
+    np.testing.assert_allclose(found.logprobs, wanted.logprobs, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(found.top_logprobs, wanted.top_logprobs, rtol=1e-5, atol=2e-5)
+
+
+def test_greedy_takes_the_lowest_of_equal_tokens(isa: str) -> None:
+    logits = np.zeros((3, 100), np.float32)
+    logits[1, [7, 30, 99]] = 2
+    logits[2, 99] = 1e-30
+    assert sample(logits, rows_like(3), isa).tokens.tolist() == [0, 7, 99]
+
+
+def test_top_k_of_equal_tokens_keeps_the_lowest_ids(isa: str) -> None:
+    hits = draws(np.zeros(700, np.float32), isa, temperature=1.0, top_k=300)
+    assert (hits[:300] > 0).all()
+    assert (hits[300:] == 0).all()
+
+
+def test_equal_seeds_draw_alike_whatever_the_row(isa: str) -> None:
+    logits = np.tile(np.random.default_rng(0).standard_normal(512).astype(np.float32), (32, 1))
+    tokens = sample(logits, rows_like(32, temperature=1.0, seeds=5), isa).tokens
+    assert len(set(tokens.tolist())) == 1
+
+
+def test_a_row_of_nan_fails_alone(isa: str) -> None:
+    logits = np.linspace(-1, 1, 64, dtype=np.float32)[None]
+    for bad in (np.nan, np.inf):
+        scale = np.array([1, bad, 1], np.float32)
+        for fields in ({}, {"temperature": 1.0, "top_p": 0.5}, {"logprobs": 5}, {"target": 3}):
+            result = sample(logits, rows_like(3, **fields), isa, scale)
+            assert result.tokens[1] == FAILED
+            assert result.tokens[0] == result.tokens[2] != FAILED
+            assert result.top_tokens[1].tolist() == [-1] * 20
+
+
+def test_one_nan_among_many_logits_is_noticed(isa: str) -> None:
+    for at in (0, 5, 63, 64, 70):
+        logits = np.zeros((1, 71), np.float32)
+        logits[0, at] = np.nan
+        assert sample(logits, rows_like(1), isa, np.ones(1, np.float32)).tokens[0] == FAILED
+
+
+def test_a_row_with_every_token_banned_fails(isa: str) -> None:
+    logits = np.zeros((2, 40), np.float32)
+    for fields in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "logprobs": 2}):
+        rows = with_bias(rows_like(2, **fields), dict.fromkeys(range(40), -math.inf))
+        result = sample(logits, rows, isa)
+        assert result.tokens.tolist() == [FAILED, FAILED]
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 1.0}, {"temperature": 2.0, "top_p": 0.99}, {"temperature": 1.0, "top_k": 30}])
+def test_banned_tokens_never_come(fields: dict[str, Any], isa: str) -> None:
+    logits = np.zeros((60, 60), np.float32)
+    allowed = {3, 40, 59}
+    bias = {token: -math.inf for token in range(60) if token not in allowed}
+    rows = with_bias(rows_like(60, seeds=np.arange(60), **fields), bias)
+    assert set(sample(logits, rows, isa).tokens.tolist()) <= allowed
+
+
+def test_penalties_divide_positive_and_multiply_negative_logits(isa: str) -> None:
+    # Each row has one rival whose logit lies just below, then just above, where the penalty takes token 0.
+    cases = [
+        ({"repetition": 2.0}, [(0, 0, 1)], 3.0, 1.5),
+        ({"repetition": 2.0}, [(0, 5, 1)], -1.0, -2.0),
+        ({"repetition": 2.0}, [(0, 5, 0)], 3.0, 3.0),
+        ({"presence": 0.5}, [(0, 4, 0)], 3.0, 2.5),
+        ({"presence": 0.5}, [(0, 0, 1)], 3.0, 3.0),
+        ({"frequency": 0.5}, [(0, 4, 0)], 3.0, 1.0),
+        ({"frequency": -1.0, "presence": 0.25, "repetition": 1.5}, [(0, 2, 1)], 3.0, 3.75),
+    ]
+    for fields, entries, before, after in cases:
+        logits = np.full((2, 20), -50, np.float32)
+        logits[:, 0] = before
+        logits[:, 1] = after - 0.01, after + 0.01
+        result = sample(logits, with_penalties(rows_like(2, **fields), entries), isa)
+        assert result.tokens.tolist() == [0, 1], fields
+
+
+def test_bias_comes_before_penalties_and_logprobs_before_both(isa: str) -> None:
+    logits = np.zeros((1, 8), np.float32)
+    rows = with_bias(rows_like(1, repetition=4.0, logprobs=3), {2: 1.0, 5: 2.0})
+    result = sample(logits, with_penalties(rows, [(5, 1, 1)]), isa)  # 5: 2 / 4, 2: 1
+    assert result.tokens.tolist() == [2]
+    assert result.logprobs[0] == pytest.approx(-math.log(8), abs=1e-6)
+    assert result.top_tokens[0, :4].tolist() == [0, 1, 2, -1]
+
+
+def test_targets_are_scored_and_not_sampled(isa: str) -> None:
+    logits = np.random.default_rng(2).standard_normal((4, 300)).astype(np.float32)
+    targets = np.array([0, 299, 17, 150], np.int32)
+    rows = rows_like(4, target=targets, temperature=1.0, logprobs=[-1, 0, 1, 20])
+    result = sample(logits, rows, isa)
+    assert result.tokens.tolist() == targets.tolist()
+    wanted = [np.log(softmax(row))[target] for row, target in zip(logits, targets, strict=True)]
+    np.testing.assert_allclose(result.logprobs, wanted, atol=2e-6)
+    assert (result.top_tokens >= 0).sum(axis=1).tolist() == [0, 0, 1, 20]
+
+
+def test_no_logprobs_are_given_where_none_are_wanted(isa: str) -> None:
+    result = sample(np.eye(4, 50, dtype=np.float32), rows_like(4), isa)
+    assert not result.logprobs.any()
+    assert (result.top_tokens == -1).all()
+
+
+def sweep(vocab: int) -> Iterator[np.ndarray]:
+    yield np.arange(vocab, dtype=np.float32) / vocab
+    yield np.arange(vocab, dtype=np.float32)[::-1] / vocab
+    yield np.zeros(vocab, np.float32)
+
+
+@pytest.mark.parametrize("vocab", [300, 513])
+def test_alternatives_are_sorted_and_ties_go_by_id(vocab: int, isa: str) -> None:
+    logits = np.stack(list(sweep(vocab)))
+    result = sample(logits, rows_like(3, logprobs=20), isa)
+    assert result.top_tokens[0].tolist() == list(range(vocab - 1, vocab - 21, -1))
+    assert result.top_tokens[1].tolist() == list(range(20))
+    assert result.top_tokens[2].tolist() == list(range(20))
