@@ -121,8 +121,8 @@ class BatchArrays:
     def _sampling(self, rows: Rows) -> SamplingRows:
         slots = np.array(rows.slots, np.intp)
         target = np.array(rows.targets, np.int32)
-        floats = self._floats[:, slots]  # [6, R]
-        top_k, logprobs, prompt_logprobs = self._integers[:, slots]
+        floats = self._floats.take(slots, axis=1)  # [6, R], rows contiguous
+        top_k, logprobs, prompt_logprobs = self._integers.take(slots, axis=1)
         if rows.scored:
             logprobs = np.where(target >= 0, prompt_logprobs, logprobs)
         bias_starts, bias_ids, bias_values = _bias(rows)
