@@ -1,15 +1,15 @@
 """Which models are loaded: leases, keep-alive, and whom to unload when memory is short.
 
-A model has one place from the start of its load until its process is gone, and its memory counts all that time.
-A place that is no longer found by name (unloaded, failed, replaced in the store) is retired: it ends with its
-last lease. Everything here runs on one event loop, so what happens between two awaits happens at once.
+A model has one place from the start of its load until its process is gone, and its memory counts all that
+time. A place that is no longer found by name (unloaded, failed, replaced in the store) is retired: it ends
+with its last lease. Everything here runs on one event loop: what happens between two awaits happens at once.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Collection, Coroutine
 from datetime import UTC, datetime, timedelta
 
 from corral.config import Settings
@@ -24,6 +24,8 @@ from corral.store.names import ModelName
 __all__ = ["LoadedModel", "ModelInfo", "Pool"]
 
 log = logging.getLogger(__name__)
+
+_CLOSING = "the server is shutting down; try again in a moment"
 
 
 class _Place:
@@ -79,22 +81,30 @@ class Pool:
     async def lease(self, name: str, keep_alive: float | None = None) -> AsyncGenerator[LoadedModel, None]:
         """The model, loaded if need be, for as long as the block lasts.
 
-        keep_alive: seconds that it then stays loaded; < 0 = for ever; None = as before, or as the settings say.
+        keep_alive: seconds that it then stays loaded; < 0 = for ever; None = as before, or as the settings.
         Raises ModelNotFound, CorruptModel, UnsupportedModel, OutOfMemory, EngineFailed or ShuttingDown.
         """
         stored = await asyncio.to_thread(self.store.find, name)
         if self._closing:
-            raise ShuttingDown("the server is shutting down; try again in a moment")
+            raise ShuttingDown(_CLOSING)
         place = self._find(stored)
         if keep_alive is not None:
             place.keep_alive = keep_alive
         place.stop_clock()
         place.leases += 1
         try:
-            yield await asyncio.shield(place.loading)
+            yield await self._wait(place)
         finally:
             place.leases -= 1
             self._rest(place)
+
+    async def _wait(self, place: _Place) -> LoadedModel:
+        try:
+            return await asyncio.shield(place.loading)  # who gives up waiting leaves the load to the others
+        except asyncio.CancelledError:
+            if place.loading.cancelled():
+                raise ShuttingDown(_CLOSING) from None
+            raise
 
     def loaded(self) -> list[LoadedModel]:
         """The models in memory, each with the time at which it will go."""
@@ -103,7 +113,7 @@ class Pool:
 
     async def unload(self, name: str) -> bool:
         """Unload a model when its last lease ends, at once if it is idle. Whether it was loaded."""
-        place = self._places.get(await asyncio.to_thread(self._locate, name))
+        place = self._places.get(await asyncio.to_thread(self.store.locate, name))
         if place is None:
             return False
         self._retire(place)
@@ -125,9 +135,6 @@ class Pool:
         for place in list(self._held):
             await self._gone(place)
 
-    def _locate(self, name: str) -> ModelName:
-        return self.store.locate(name)
-
     def _find(self, stored: StoredModel) -> _Place:
         """The model's place; a new one, on which it begins to load, if it has none that is good."""
         place = self._places.get(stored.name)
@@ -144,13 +151,9 @@ class Pool:
     async def _load(self, place: _Place) -> LoadedModel:
         settings = self.settings
         file = await asyncio.to_thread(ModelFile.open, place.stored.path)
-        try:
-            memory = self._budget.need(file.config, file.size, settings)
-            await self._make_room(place, memory.total)
-            model = await load_model(place.stored, file, memory, settings, self._start_engine)
-        except BaseException:
-            file.gguf.close()
-            raise
+        memory = self._budget.need(file.config, file.size, settings)
+        await self._make_room(place, memory.total)
+        model = await load_model(place.stored, file, memory, settings, self._start_engine)
         log.info("loaded %s in %.2f s", place.stored.name, model.load_ns / 1e9)
         model.engine.failed.add_done_callback(lambda _: self._retire(place))
         return model
@@ -166,12 +169,12 @@ class Pool:
         self._tell()
 
     async def _make_room(self, place: _Place, need: int) -> None:
-        """Reserve memory for a model: unload idle ones, the least recently used first, or wait for one to be idle."""
+        """Reserve memory: unload idle models, the least recently used first, or wait for one to be idle."""
         name, limit = place.stored.name, self._budget.total
         if need > limit:
             raise OutOfMemory(
-                f"model '{name}' needs {_gib(need)} for weights and KV cache, but all models together may take "
-                f"{_gib(limit)}; use a smaller model, or set CORRAL_KV_CACHE or CORRAL_MEMORY"
+                f"model '{name}' needs {_gib(need)} for weights and KV cache, but all models together may "
+                f"take {_gib(limit)}; use a smaller model, or set CORRAL_KV_CACHE or CORRAL_MEMORY"
             )
         try:
             async with asyncio.timeout(self.settings.load_timeout):
@@ -192,7 +195,7 @@ class Pool:
             self._retire(idle[0])
         await self._change()
 
-    def _fits(self, need: int, without: "list[_Place] | tuple[()]" = ()) -> bool:
+    def _fits(self, need: int, without: Collection[_Place] = ()) -> bool:
         others = [place for place in self._held if place.reserved and place not in without]
         most = self.settings.max_loaded_models
         if most and len(others) >= most:

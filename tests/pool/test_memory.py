@@ -1,0 +1,50 @@
+import pytest
+
+from corral.config import Settings
+from corral.models.config import read_config
+from corral.pool.memory import MemoryBudget, kv_bytes_per_token
+from corral.weights.gguf import open_gguf
+from gguf_files import tiny_llama
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return read_config(open_gguf(tiny_llama(tmp_path_factory.mktemp("m") / "tiny.gguf")).metadata)
+
+
+def kv(config, available, **settings):
+    settings = Settings(**settings)
+    return MemoryBudget.of(settings, available).need(config, 1000, settings).kv
+
+
+def test_all_models_get_four_fifths_of_what_is_free_or_what_was_set():
+    assert MemoryBudget.of(Settings(), 10 * GIB).total == 8 * GIB
+    assert MemoryBudget.of(Settings(memory_budget=3 * GIB), 10 * GIB).total == 3 * GIB
+
+
+def test_weights_count_as_the_file_and_a_tenth(config):
+    assert MemoryBudget.of(Settings(), GIB).need(config, 1000, Settings()).weights == 1100
+
+
+def test_kv_cache_is_at_most_what_all_sequences_can_use(config):
+    one = 512 * kv_bytes_per_token(config)
+    assert kv(config, 100 * GIB, max_sequences=3) == 3 * one
+    assert kv(config, 100 * GIB, max_sequences=3, context_length=100) == 3 * one // 512 * 112
+
+
+def test_kv_cache_is_at_most_a_quarter_of_what_is_free_or_set(config):
+    one = 512 * kv_bytes_per_token(config)
+    assert kv(config, 8 * one) == 2 * one
+    assert kv(config, 800 * one, memory_budget=8 * one) == 2 * one
+
+
+def test_kv_cache_holds_one_full_context_where_half_of_the_memory_does(config):
+    one = 512 * kv_bytes_per_token(config)
+    assert kv(config, 2 * one) == one
+    assert kv(config, 2 * one - 4) == (2 * one - 4) // 4
+
+
+def test_kv_cache_is_what_the_operator_says(config):
+    assert kv(config, GIB, kv_cache=12345) == 12345
