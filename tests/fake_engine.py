@@ -174,7 +174,12 @@ class FakeStore:
 
     def __init__(self, *names: str, path: Path = Path("/nonexistent.gguf"), **fields: Any):
         when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=1)))
-        config = {"model_family": "llama", "model_type": "134.52M", "file_type": "Q4_1", "context_length": 128}
+        config = {
+            "model_family": "llama",
+            "model_type": "134.52M",
+            "file_type": "Q4_1",
+            "context_length": 128,
+        }
         self.models = {
             str(name): StoredModel(
                 name=name, digest="ab" * 32, size=1234, modified_at=when, path=path, config=config, **fields
@@ -238,7 +243,9 @@ class FakePool:
             tokenizer=self.tokenizer,
             template=self.make_template(self.tokenizer),
             engine=self.engine,
-            info=SimpleNamespace(context_length=self.context_length),
+            info=SimpleNamespace(context_length=self.context_length, kv_tokens=10 * self.context_length),
+            size=4321,
+            expires_at=None,
             load_ns=5_000_000,
         )
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+from live_server import MODEL, LiveServer
 
 from corral.config import Settings
 from fake_engine import FakeEngine, FakePool, FakeStore, Script
-from live_server import MODEL, LiveServer
 
 
 @pytest.fixture

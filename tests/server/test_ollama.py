@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import ollama
 import pytest
+from live_server import MODEL, LiveServer
 
 from fake_engine import BOS, EOS, TURN, Script
-from live_server import MODEL, LiveServer
 
 STATISTICS = (
     "total_duration",
@@ -84,7 +84,9 @@ def test_empty_prompt_loads_and_keep_alive_zero_unloads(server: LiveServer, clie
     assert not server.engine.seen
 
 
-@pytest.mark.parametrize(("given", "seconds"), [(30, 30), (0.5, 0.5), ("1h30m", 5400), ("-1s", -1), (-1, -1), (None, None)])
+@pytest.mark.parametrize(
+    ("given", "seconds"), [(30, 30), (0.5, 0.5), ("1h30m", 5400), ("-1s", -1), (-1, -1), (None, None)]
+)
 def test_keep_alive_reaches_the_pool(server: LiveServer, given: object, seconds: object) -> None:
     assert server.post("/api/generate", prompt="x", keep_alive=given, stream=False)[0] == 200
     assert server.pool.keep_alives == [seconds]
@@ -184,7 +186,9 @@ def test_logprobs_have_bytes_and_alternatives(server: LiveServer, client: ollama
     reply = client.generate(MODEL, "x", logprobs=True, top_logprobs=2)
     assert "".join(item.token for item in reply.logprobs) == reply.response
     assert [other.token for other in reply.logprobs[0].top_logprobs] == ["H", "I"]
-    _, plain = server.post("/api/chat", messages=[{"role": "user", "content": "x"}], logprobs=True, stream=False)
+    _, plain = server.post(
+        "/api/chat", messages=[{"role": "user", "content": "x"}], logprobs=True, stream=False
+    )
     assert plain["logprobs"][0] == {"token": "H", "logprob": -0.5, "bytes": [72]}
 
 
@@ -228,7 +232,11 @@ def test_huge_prompt_is_cut_before_it_is_tokenised(server: LiveServer) -> None:
         ("/api/chat", {"think": True}, "does not support thinking"),
         ("/api/chat", {"think": "extreme"}, "think"),
         ("/api/chat", {"format": "json"}, "format"),
-        ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": [base64.b64encode(b"x").decode()]}]}, "images"),
+        (
+            "/api/chat",
+            {"messages": [{"role": "user", "content": "x", "images": [base64.b64encode(b"x").decode()]}]},
+            "images",
+        ),
         ("/api/chat", {"messages": [{"role": "tool", "content": "x"}]}, "tool"),
         ("/api/chat", {"messages": [{"role": "wizard", "content": "x"}]}, "wizard"),
         ("/api/chat", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
@@ -276,7 +284,9 @@ def test_unknown_and_null_fields_are_ignored(server: LiveServer) -> None:
     assert status == 200
 
 
-def test_error_in_mid_stream_is_the_last_line(server: LiveServer, script: Script, client: ollama.Client) -> None:
+def test_error_in_mid_stream_is_the_last_line(
+    server: LiveServer, script: Script, client: ollama.Client
+) -> None:
     script.fail_after, script.failure = 3, RuntimeError("secret detail")
     lines = server.lines("/api/generate", prompt="x")
     assert "".join(line.get("response", "") for line in lines) == "Hel"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from live_server import MODEL, LiveServer
 
 from fake_engine import BOS, TURN, Script
-from live_server import MODEL, LiveServer
 
 HELLO = "Hello world"
 CHAT = [{"role": "user", "content": "hi"}]
@@ -20,7 +20,9 @@ def client(server: LiveServer) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_client_chat_returns_the_reply_and_usage(server: LiveServer, script: Script, client: openai.OpenAI) -> None:
+def test_client_chat_returns_the_reply_and_usage(
+    server: LiveServer, script: Script, client: openai.OpenAI
+) -> None:
     script.cached = 16
     reply = client.chat.completions.create(model=MODEL, messages=CHAT)
     assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (HELLO, "stop")
@@ -55,7 +57,9 @@ def test_client_completion_stream_equals_the_whole(client: openai.OpenAI) -> Non
     assert whole.id != client.completions.create(model=MODEL, prompt="x").id
 
 
-def test_completion_defaults_to_16_tokens_and_shrinks_to_the_context(server: LiveServer, script: Script) -> None:
+def test_completion_defaults_to_16_tokens_and_shrinks_to_the_context(
+    server: LiveServer, script: Script
+) -> None:
     script.text = "x" * 50
     _, reply = server.post("/v1/completions", prompt="x")
     assert (len(reply["choices"][0]["text"]), reply["choices"][0]["finish_reason"]) == (16, "length")
@@ -106,7 +110,9 @@ def test_chat_logprobs_match_the_text(client: openai.OpenAI) -> None:
     assert "".join(item.token for item in content) == HELLO
     assert bytes(itertools.chain.from_iterable(item.bytes for item in content)).decode() == HELLO
     assert [top.logprob for top in content[0].top_logprobs] == [-0.5, -1.5, -2.5]
-    stream = client.chat.completions.create(model=MODEL, messages=CHAT, logprobs=True, top_logprobs=3, stream=True)
+    stream = client.chat.completions.create(
+        model=MODEL, messages=CHAT, logprobs=True, top_logprobs=3, stream=True
+    )
     parts = [c.choices[0].logprobs.content for c in stream if c.choices[0].logprobs]
     assert [item for part in parts for item in part] == content
 
@@ -183,7 +189,12 @@ def test_all_sampling_fields_reach_the_engine(server: LiveServer) -> None:
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.5, 0.6, 7, 0.05)
     assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.1, -1, 1.5)
     assert (params.logit_bias, params.seed, params.stop) == ({65: -100, 66: 2.5}, -3, ("a", "b"))
-    assert (params.stop_token_ids, params.ignore_eos, params.min_tokens, params.max_tokens) == ((33,), True, 2, 9)
+    assert (params.stop_token_ids, params.ignore_eos, params.min_tokens, params.max_tokens) == (
+        (33,),
+        True,
+        2,
+        9,
+    )
     assert params.penalty_window is None
     server.post("/v1/chat/completions", messages=CHAT)
     params = server.engine.seen[1][1]
@@ -227,8 +238,14 @@ def test_too_long_prompt_names_both_lengths(server: LiveServer, client: openai.O
         client.completions.create(model=MODEL, prompt="x" * 150)
     assert error.value.code == "context_length_exceeded"
     status, reply = server.post("/v1/completions", prompt="x" * 100, max_tokens=50)
-    assert (status, "101" in reply["error"]["message"], "50" in reply["error"]["message"]) == (400, True, True)
-    status, reply = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "x" * 1_000_000}])
+    assert (status, "101" in reply["error"]["message"], "50" in reply["error"]["message"]) == (
+        400,
+        True,
+        True,
+    )
+    status, reply = server.post(
+        "/v1/chat/completions", messages=[{"role": "user", "content": "x" * 1_000_000}]
+    )
     assert (status, reply["error"]["code"]) == (400, "context_length_exceeded")
     assert not server.engine.seen
 
@@ -256,7 +273,10 @@ def test_models_are_listed_and_found_by_id(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "image_url",
+        ),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "0"}, "temperature"),
@@ -327,7 +347,9 @@ def test_missing_required_field_is_named(server: LiveServer) -> None:
     assert "'prompt'" in server.request("POST", "/v1/completions", {"model": MODEL})[1]["error"]["message"]
 
 
-def test_error_in_mid_stream_is_an_event_before_done(server: LiveServer, script: Script, client: openai.OpenAI) -> None:
+def test_error_in_mid_stream_is_an_event_before_done(
+    server: LiveServer, script: Script, client: openai.OpenAI
+) -> None:
     script.fail_after, script.failure = 3, RuntimeError("secret detail")
     lines = server.lines("/v1/completions", prompt="x")
     assert lines[-1]["error"]["message"] == "internal server error"

@@ -1,9 +1,9 @@
-"""The one path of every generated token: lease the model, tokenise, run the sequences, make text of tokens."""
+"""The one path of every generated token: lease the model, tokenise, run the sequences, give their text."""
 
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from corral.errors import EngineFailed
@@ -14,7 +14,9 @@ from corral.server.reply import PromptScores, Reply
 from corral.types import SamplingParams
 
 
-async def generate(pool: Pool, generation: Generation, default_context: int = 0) -> AsyncIterator[Event]:
+async def generate(
+    pool: Pool, generation: Generation, default_context: int = 0
+) -> AsyncGenerator[Event, None]:
     """Started, then Deltas and one Finished for each reply. Closing the iterator cancels every sequence."""
     begun = time.perf_counter_ns()
     async with pool.lease(generation.model, keep_alive=generation.keep_alive) as model:
@@ -53,7 +55,7 @@ class Run:
         self.params = _child_params(params, generation.echo, place[1])
         self.scores = PromptScores()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """The reply's Deltas, then Finished; the engine's sequence ends with the iterator."""
         reply = Reply(
             self.index,
@@ -86,7 +88,7 @@ def _child_params(params: SamplingParams, echo: bool, child: int) -> SamplingPar
     return dataclasses.replace(params, seed=seed, prompt_logprobs=scored)
 
 
-async def _merged(runs: Sequence[Sequence[Run]]) -> AsyncIterator[Event]:
+async def _merged(runs: Sequence[Sequence[Run]]) -> AsyncGenerator[Event, None]:
     """The events of many sequences as they come. A prompt's first child runs ahead until it has a token:
     the others then find the prompt in the prefix cache."""
     inbox: asyncio.Queue[Event | BaseException] = asyncio.Queue()
@@ -124,12 +126,12 @@ async def _merged(runs: Sequence[Sequence[Run]]) -> AsyncIterator[Event]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def collect(events: AsyncIterator[Event]) -> tuple[Started, list[Delta], list[Finished]]:
+async def collect(events: AsyncGenerator[Event, None]) -> tuple[Started, list[Delta], list[Finished]]:
     """Run a generation to its end: each reply as one Delta, in order."""
     started: Started | None = None
     texts: dict[int, list[Delta]] = {}
     finished: dict[int, Finished] = {}
-    async with aclosing(events):  # type: ignore[type-var]
+    async with aclosing(events):
         async for event in events:
             match event:
                 case Started():

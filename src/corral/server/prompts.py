@@ -32,6 +32,8 @@ class _Reader:
     def __init__(self, model: LoadedModel, generation: Generation, params: SamplingParams):
         self.model, self.generation, self.params = model, generation, params
         self.context = params.context or model.info.context_length
+        if generation.overflow.cut:
+            self.context = min(self.context, model.info.kv_tokens)
 
     def read_all(self) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
         params = self.params
@@ -46,7 +48,9 @@ class _Reader:
     def _read(self, prompt: Prompt) -> TokenisedPrompt:
         if isinstance(prompt, tuple):
             self._check_ids("prompt", prompt)
-            return self._fit(TokenisedPrompt(prompt, self._decode(prompt) if self.generation.echo else ""), None)
+            return self._fit(
+                TokenisedPrompt(prompt, self._decode(prompt) if self.generation.echo else ""), None
+            )
         if isinstance(prompt, Conversation):
             self._check_ids("context", prompt.context)
             return self._fit(*self._read_conversation(prompt))
@@ -80,6 +84,8 @@ class _Reader:
 
     def _render(self, conversation: Conversation) -> tuple[int, ...]:
         template = self.model.template
+        if template is None:
+            raise InvalidRequest("the model has no chat template; send a raw prompt", "messages")
         system = any(message["role"] == "system" for message in conversation.messages)
         if system and not template.supports_system:
             raise InvalidRequest("the model's chat template has no place for a system message", "messages")
@@ -137,9 +143,7 @@ class _Reader:
                 low = middle + 1
         return best
 
-    def _fit(
-        self, prompt: TokenisedPrompt, shorten: Callable[[], tuple[int, ...]] | None
-    ) -> TokenisedPrompt:
+    def _fit(self, prompt: TokenisedPrompt, shorten: Callable[[], tuple[int, ...]] | None) -> TokenisedPrompt:
         overflow, length = self.generation.overflow, len(prompt.ids)
         wanted = self.params.max_tokens
         if not overflow.cut:

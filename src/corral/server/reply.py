@@ -26,7 +26,15 @@ class PromptScores:
 class Reply:
     """What one sequence has said so far. Give it each Output; it gives the events."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, *, skip_special: bool = True, prompt_tokens: int = 0):
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        *,
+        skip_special: bool = True,
+        prompt_tokens: int = 0,
+    ):
         self.index, self.tokenizer, self.params = index, tokenizer, params
         self.prompt_tokens = prompt_tokens
         self.detokenizer = Detokenizer(tokenizer, skip_special=skip_special)
@@ -52,8 +60,9 @@ class Reply:
         """The events of one step."""
         self.first = self.first or time.perf_counter_ns()
         self.stats = output.stats or self.stats
+        tokens: list[ScoredToken] = []
         if self.stop is None and self.params.logprobs is None:
-            text, tokens, stopped = self._plain(output.tokens), [], False
+            text, stopped = self._plain(output.tokens), False
         else:
             text, tokens, stopped = self._token_by_token(output)
         if output.finish is not None and not stopped:
@@ -108,7 +117,7 @@ class Reply:
         return ScoredToken(token, data, score.logprob, offset, top)
 
     def _finish(self, output: Output, stopped: bool) -> Finished:
-        """The engine's own figures, or ours where a stop string ended what the engine would have gone on with."""
+        """The engine's own figures, or ours where a stop string ended the reply before the engine did."""
         reason = FinishReason.STOP if stopped else output.finish or FinishReason.STOP
         if output.finish is not None and output.stats is not None and not stopped:
             return Finished(self.index, reason, output.stats, tuple(self.ids))

@@ -32,7 +32,9 @@ OnListening = Callable[[str, int], None]
 
 def serve(settings: Settings, *, on_listening: OnListening | None = None) -> int:
     """Serve until SIGTERM or SIGINT, then drain; the exit code. `on_listening` gets the address in use."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         listener = bind(settings.host, settings.port)
@@ -69,7 +71,9 @@ def _bind_problem(host: str, port: int, error: OSError) -> str:
             f"Stop it, or choose another port with OLLAMA_HOST={host}:{port + 1}"
         )
     if error.errno == errno.EACCES:
-        return f"port {port} needs rights that this user does not have; choose one above 1023 with OLLAMA_HOST"
+        return (
+            f"port {port} needs rights that this user does not have; choose one above 1023 with OLLAMA_HOST"
+        )
     return f"cannot listen on {host}:{port}: {error.strerror}"
 
 
@@ -100,7 +104,7 @@ class Listener(uvicorn.Server):
         await self.stopped.wait()
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Signals are ours."""
         yield
 
@@ -147,7 +151,9 @@ class _Serving:
         """Refuse new work; wait for what runs; then end what is left with an error."""
         self.drain.draining = True
         if self.drain.in_flight:
-            log.info("stopping: %d requests have %g s to finish", self.drain.in_flight, self.settings.drain_timeout)
+            log.info(
+                "stopping: %d requests have %g s to finish", self.drain.in_flight, self.settings.drain_timeout
+            )
         hurry = asyncio.create_task(self.hurry.wait())
         finish = asyncio.create_task(self.drain.wait(self.settings.drain_timeout))
         await asyncio.wait({hurry, finish}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,7 @@
 """What every endpoint works with."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from corral.config import Settings
@@ -21,7 +21,7 @@ class Service:
     pool: Pool
     drain: Drain
 
-    def generate(self, generation: Generation) -> AsyncIterator[Event]:
+    def generate(self, generation: Generation) -> AsyncGenerator[Event, None]:
         """Run a generation with the operator's default context."""
         return generate(self.pool, generation, self.settings.context_length)
 

@@ -1,8 +1,8 @@
-"""Responses that keep an engine busy: they end when the client goes away, and report errors after the headers."""
+"""Responses that keep an engine busy: they end with their client, and report errors after the headers too."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from starlette.types import Message, Receive, Scope, Send
@@ -57,7 +57,7 @@ def single(
 
 
 def stream(
-    drain: Drain, chunks: AsyncIterator[bytes], media_type: str, last_words: Callable[[Fault], bytes]
+    drain: Drain, chunks: AsyncGenerator[bytes, None], media_type: str, last_words: Callable[[Fault], bytes]
 ) -> Work:
     """Many chunks. The headers wait for the first one, so that an early error has its own status;
     a later error is what `last_words` makes of it."""
@@ -65,7 +65,7 @@ def stream(
     async def run(send: Send) -> None:
         outlet = _Outlet(send, media_type)
         try:
-            async with aclosing(chunks):  # type: ignore[type-var]
+            async with aclosing(chunks):
                 async for chunk in chunks:
                     await outlet.write(chunk)
         except asyncio.CancelledError:

@@ -72,7 +72,9 @@ class OllamaText:
             model=wire.model,
             prompts=(prompt,),
             params=options.params,
-            overflow=Overflow(cut=wire.truncate is not False, shift=wire.shift is not False, keep=options.num_keep),
+            overflow=Overflow(
+                cut=wire.truncate is not False, shift=wire.shift is not False, keep=options.num_keep
+            ),
             keep_alive=read_keep_alive(wire.keep_alive),
         )
 
@@ -142,5 +144,7 @@ def _message(message: Message, place: int) -> dict[str, Any]:
     if role == "tool" or message.tool_calls:
         raise InvalidRequest(f"{where}: tool messages are not supported yet", where)
     if role not in ROLES:
-        raise InvalidRequest(f"{where}.role: '{message.role[:50]}' is not one of {', '.join(ROLES)}", f"{where}.role")
+        raise InvalidRequest(
+            f"{where}.role: '{message.role[:50]}' is not one of {', '.join(ROLES)}", f"{where}.role"
+        )
     return {"role": role, "content": message.content or ""}

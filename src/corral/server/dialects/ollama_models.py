@@ -1,8 +1,9 @@
 """Ollama's endpoints about models: version, tags, ps, show, pull, delete."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any
 
 from starlette.requests import Request
@@ -61,8 +62,9 @@ class OllamaModels:
 
     async def ps(self, request: Request) -> Response:
         """GET /api/ps: the models in memory, the longest-lived first."""
-        rows = [_loaded(model) for model in self.service.pool.loaded()]
-        return _json({"models": sorted(rows, key=lambda row: str(row["expires_at"]), reverse=True)})
+        loaded = self.service.pool.loaded()
+        lasting = sorted(loaded, key=_expiry, reverse=True)
+        return _json({"models": [_loaded(model) for model in lasting]})
 
     async def show(self, request: Request) -> Response:
         """POST /api/show."""
@@ -109,9 +111,23 @@ def _tag(stored: StoredModel) -> dict[str, Any]:
     }
 
 
+def _expiry(model: LoadedModel) -> float:
+    return model.expires_at.timestamp() if model.expires_at else inf
+
+
 def _loaded(model: LoadedModel) -> dict[str, Any]:
     """A row of ps. All memory is the processor's, so size_vram is 0."""
-    raise NotImplementedError
+    expires = model.expires_at or datetime.now(UTC).astimezone() + FOREVER
+    return {
+        "name": model.name.display,
+        "model": model.name.display,
+        "size": model.size,
+        "digest": model.stored.digest,
+        "details": model_details(model.stored),
+        "expires_at": expires.isoformat(),
+        "size_vram": 0,
+        "context_length": model.info.context_length,
+    }
 
 
 def _show(stored: StoredModel, verbose: bool) -> dict[str, Any]:
@@ -133,7 +149,7 @@ def _show(stored: StoredModel, verbose: bool) -> dict[str, Any]:
     }
 
 
-async def _pull(progress: Iterator[Progress]) -> AsyncIterator[Progress]:
+async def _pull(progress: Iterator[Progress]) -> AsyncGenerator[Progress, None]:
     """Take each step on a thread. A cancelled pull is closed as soon as the running step lets go."""
     step: asyncio.Future[Progress | None] | None = None
     try:
@@ -149,12 +165,12 @@ async def _pull(progress: Iterator[Progress]) -> AsyncIterator[Progress]:
         await asyncio.to_thread(progress.close)  # type: ignore[attr-defined]
 
 
-async def _lines(steps: AsyncIterator[Progress]) -> AsyncIterator[bytes]:
+async def _lines(steps: AsyncGenerator[Progress, None]) -> AsyncGenerator[bytes, None]:
     async for step in steps:
         yield encode(_progress(step)) + b"\n"
 
 
-async def _last(steps: AsyncIterator[Progress]) -> bytes:
+async def _last(steps: AsyncGenerator[Progress, None]) -> bytes:
     last: dict[str, Any] = {}
     async for step in steps:
         last = _progress(step)

@@ -55,7 +55,9 @@ def read_options(
             if name in OPTIONS and value is not None:
                 values[name] = _typed(name, value)
     if values["typical_p"] not in (0.0, 1.0):
-        raise InvalidRequest('option "typical_p" is not supported yet; leave it out or set it to 1', "typical_p")
+        raise InvalidRequest(
+            'option "typical_p" is not supported yet; leave it out or set it to 1', "typical_p"
+        )
     params = dataclasses.replace(_params(values), logprobs=logprobs)
     try:
         params.validate()

@@ -1,6 +1,6 @@
 """Events to Ollama's replies: NDJSON chunks whose fixed parts are built once, or one object."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,10 +20,10 @@ class OllamaReply:
         self.text = b'","message":{"role":"assistant","content":' if chat else b'","response":'
         self.close = b"}" if chat else b""
 
-    async def lines(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    async def lines(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
         """A line for each Delta, and the last one with the statistics."""
         started: Started | None = None
-        async with aclosing(events):  # type: ignore[type-var]
+        async with aclosing(events):
             async for event in events:
                 match event:
                     case Started():
@@ -34,7 +34,7 @@ class OllamaReply:
                         assert started is not None
                         yield encode(self._object("", (), self._summary(started, event))) + b"\n"
 
-    async def whole(self, events: AsyncIterator[Event]) -> bytes:
+    async def whole(self, events: AsyncGenerator[Event, None]) -> bytes:
         """One object for all of it."""
         started, deltas, finished = await collect(events)
         return encode(self._object(deltas[0].text, deltas[0].tokens, self._summary(started, finished[0])))

@@ -1,4 +1,4 @@
-"""Ollama's requests as they come over the wire. Unknown fields are ignored, as Ollama does; null means unset."""
+"""Ollama's requests as they come over the wire. Unknown fields are ignored, as there; null means unset."""
 
 from typing import Any
 

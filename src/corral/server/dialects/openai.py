@@ -9,7 +9,13 @@ from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.openai_checks import chat_params, check, completion_params
-from corral.server.dialects.openai_replies import EVENT_STREAM, ChatReply, CompletionReply, OpenAIReply, last_event
+from corral.server.dialects.openai_replies import (
+    EVENT_STREAM,
+    ChatReply,
+    CompletionReply,
+    OpenAIReply,
+    last_event,
+)
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Message, Sampling
 from corral.server.generation import Conversation, Generation, Prompt
 from corral.server.limits import read_body
@@ -112,7 +118,12 @@ def read_prompts(wire: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
 
 def _message(message: Message, place: int) -> dict[str, Any]:
     where = f"messages[{place}]"
-    if message.tool_calls or message.function_call or message.tool_call_id or message.role in ("tool", "function"):
+    if (
+        message.tool_calls
+        or message.function_call
+        or message.tool_call_id
+        or message.role in ("tool", "function")
+    ):
         raise InvalidRequest(f"{where}: tool messages are not supported yet", where)
     if message.role not in ROLES:
         known = ", ".join(ROLES)
@@ -149,7 +160,12 @@ def _with_system(messages: list[dict[str, Any]], stored: StoredModel) -> list[di
 
 def _card(stored: StoredModel) -> dict[str, Any]:
     created = int(stored.modified_at.timestamp())
-    return {"id": stored.name.display, "object": "model", "created": created, "owned_by": stored.name.namespace}
+    return {
+        "id": stored.name.display,
+        "object": "model",
+        "created": created,
+        "owned_by": stored.name.namespace,
+    }
 
 
 def _json(value: object) -> Response:

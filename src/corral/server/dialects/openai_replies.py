@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -35,12 +35,12 @@ class OpenAIReply:
         self.head = b"data: " + chunk[:-1] + b',"choices":['
         self.tail = b'],"usage":null}\n\n' if self.usage_wanted else b"]}\n\n"
 
-    async def lines(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    async def lines(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
         """The stream: opening chunks, deltas, a finish for each reply, usage if wanted, [DONE]."""
         opened: set[int] = set()
         started: Started | None = None
         finished: list[Finished] = []
-        async with aclosing(events):  # type: ignore[type-var]
+        async with aclosing(events):
             async for event in events:
                 if isinstance(event, Started):
                     started = event
@@ -55,7 +55,7 @@ class OpenAIReply:
         assert started is not None
         yield (self._usage_chunk(started, finished) if self.usage_wanted else b"") + DONE
 
-    async def whole(self, events: AsyncIterator[Event]) -> bytes:
+    async def whole(self, events: AsyncGenerator[Event, None]) -> bytes:
         """The one object of a reply that is not streamed."""
         started, deltas, finished = await collect(events)
         choices = [self.choice(delta, end) for delta, end in zip(deltas, finished, strict=True)]
@@ -151,7 +151,8 @@ class ChatReply(OpenAIReply):
     def opening(self, index: int) -> bytes:
         """The chunk with the role."""
         return self.chunk(
-            b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % index
+            b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+            % index
         )
 
     def delta(self, delta: Delta) -> bytes:
@@ -169,7 +170,9 @@ class ChatReply(OpenAIReply):
     def finish(self, end: Finished) -> bytes:
         """The chunk with the reason."""
         reason = encode(end.reason.value)
-        return self.chunk(b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":' % end.index, reason, b"}")
+        return self.chunk(
+            b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":' % end.index, reason, b"}"
+        )
 
     def choice(self, delta: Delta, end: Finished) -> dict[str, Any]:
         """A whole reply."""
