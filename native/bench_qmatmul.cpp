@@ -1,0 +1,117 @@
+// Gmac/s of one core: bench_native [isa] [codes ...]; the best of many runs, since other processes run beside it.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "qmatmul.h"
+
+namespace {
+
+using namespace corral;
+
+struct Kind {
+  const char* name;
+  Codes codes;
+  Scales scales;
+  int group, zero;
+};
+constexpr Kind kKinds[] = {
+    {"q4_1", Codes::U4, Scales::HalfOffset, 32, 0}, {"q4_0", Codes::U4, Scales::Half, 32, 8},
+    {"q4_k", Codes::U4, Scales::SuperOffset, 32, 0}, {"q5_0", Codes::U5, Scales::Half, 32, 16},
+    {"q6_k", Codes::U6, Scales::Super, 16, 32}, {"q8_0", Codes::S8, Scales::Half, 32, 0},
+    {"f16", Codes::F16, Scales::None, 0, 0}, {"f32", Codes::F32, Scales::None, 0, 0},
+};
+constexpr struct {
+  int cols, rows;
+} kShapes[] = {{576, 1536}, {1536, 576}, {640, 2048}, {2048, 640}, {576, 49152}};
+constexpr int kRows[] = {1, 2, 3, 5, 10, 20, 64};
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+Matrix random_matrix(const Kind& kind, int rows, int cols, std::mt19937& random) {
+  Matrix matrix(rows, cols, kind.codes, kind.scales, kind.group, kind.zero);
+  const size_t size = static_cast<size_t>(cols) * kPanelRows;
+  std::vector<uint8_t> codes(size), sub_offset(size, 3);
+  std::vector<uint16_t> scale(size, 0x2000);
+  std::vector<int8_t> sub_scale(size, 5);
+  std::vector<float> floats(size, 0.5f);
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
+  for (int row = 0; row < rows; row += kPanelRows) {
+    if (!matrix.quantised()) {
+      matrix.pack_floats(row, kPanelRows, floats.data());
+    } else {
+      matrix.pack(row, kPanelRows, {codes.data(), scale.data(), scale.data(), sub_scale.data(), sub_offset.data()});
+    }
+  }
+  return matrix;
+}
+
+struct Input {
+  std::vector<float> x;
+  std::byte* memory;  // freed by main
+  int cols;
+};
+
+Input random_input(const MatmulKernels& kernels, int rows, int cols, std::mt19937& random) {
+  Input input{std::vector<float>(static_cast<size_t>(rows) * static_cast<size_t>(cols)), nullptr, cols};
+  std::normal_distribution<float> normal;
+  for (float& x : input.x) x = normal(random);
+  if (cols % kBlock) return input;
+  input.memory = static_cast<std::byte*>(std::aligned_alloc(64, activations_bytes(cols) * static_cast<size_t>(rows)));
+  const ActivationRows to{input.memory, cols};
+  for (int n = 0; n < rows; ++n) kernels.quantize_row(&input.x[static_cast<size_t>(n) * static_cast<size_t>(cols)], cols, to.row(n));
+  return input;
+}
+
+double best_seconds(const MatmulKernels& kernels, const Matrix& matrix, const Input& x, int n, std::vector<float>& out) {
+  double best = 1e9;
+  const double end = now() + 0.15;
+  const auto ld = static_cast<size_t>(matrix.rows());
+  while (now() < end) {
+    const double begin = now();
+    if (matrix.quantised()) {
+      kernels.matmul_panels(matrix, {x.memory, x.cols}, n, 0, matrix.panels(), out.data(), ld);
+    } else {
+      kernels.matmul_panels_float(matrix, x.x.data(), static_cast<size_t>(x.cols), n, 0, matrix.panels(), out.data(), ld);
+    }
+    best = std::min(best, now() - begin);
+  }
+  return best;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::optional<Isa> isa = isa_by_name(argc > 1 ? argv[1] : isa_name(best_isa()));
+  if (!isa || !supported(*isa)) return std::fprintf(stderr, "no such kernels\n"), 1;
+  const MatmulKernels& chosen = kernels(*isa);
+  std::mt19937 random(1);
+  std::printf("%-6s %-11s", "Gmac/s", "cols x rows");
+  for (int n : kRows) std::printf("  n=%-4d", n);
+  std::printf(" GB/s at n=1\n");
+  for (const Kind& kind : kKinds) {
+    bool wanted = argc <= 2;
+    for (int i = 2; i < argc; ++i) wanted |= std::string(argv[i]) == kind.name;
+    if (!wanted) continue;
+    for (const auto& shape : kShapes) {
+      if (is_super(kind.scales) && shape.cols % kSuper) continue;
+      const Matrix matrix = random_matrix(kind, shape.rows, shape.cols, random);
+      const Input x = random_input(chosen, 64, shape.cols, random);
+      std::vector<float> out(size_t{64} * static_cast<size_t>(shape.rows));
+      std::printf("%-6s %4dx%-6d", kind.name, shape.cols, shape.rows);
+      double first = 0;
+      for (int n : kRows) {
+        const double seconds = best_seconds(chosen, matrix, x, n, out);
+        if (n == 1) first = seconds;
+        std::printf(" %6.1f ", static_cast<double>(shape.cols) * shape.rows * n / seconds / 1e9);
+      }
+      std::printf("  %5.1f\n", static_cast<double>(matrix.bytes()) / first / 1e9);
+      std::free(x.memory);
+    }
+  }
+}
