@@ -10,7 +10,7 @@ from corral.errors import EngineFailed, OutOfMemory
 from corral.executors.batch import BLOCK_SIZE, Executor
 from corral.models.program import Program
 from corral.models.table import build_program
-from corral.weights.gguf import open_gguf
+from corral.weights.gguf import GGUFFile, open_gguf
 
 # Class, and which fields of a spec it is given beside the Program, num_blocks and max_tokens.
 EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -22,9 +22,10 @@ EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
 def load(spec: EngineSpec) -> tuple[Engine, Ready]:
     """Load the model that a spec names; raises what is wrong with it."""
     begun = time.monotonic_ns()
-    program = build_program(open_gguf(spec.path))
+    gguf = open_gguf(spec.path)
+    program = build_program(gguf)
     num_blocks = kv_blocks(program, spec.kv_bytes)
-    executor = make_executor(program, spec, num_blocks)
+    executor = make_executor(program, spec, num_blocks, gguf)
     options = EngineOptions(
         eos_ids=frozenset(spec.eos_ids),
         context_length=program.context_length,
@@ -38,7 +39,7 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
         vocab_size=program.vocab_size,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
-        weight_bytes=sum(tensor.raw.nbytes for tensor in program.weights),
+        weight_bytes=getattr(executor, "weight_bytes", 0) or sum(w.raw.nbytes for w in program.weights),
         kv_bytes=num_blocks * BLOCK_SIZE * program.kv_bytes_per_token(),
         load_ns=time.monotonic_ns() - begun,
         isa=getattr(executor, "isa", spec.executor),
@@ -58,13 +59,15 @@ def kv_blocks(program: Program, kv_bytes: int) -> int:
     return count
 
 
-def make_executor(program: Program, spec: EngineSpec, num_blocks: int) -> Executor:
+def make_executor(program: Program, spec: EngineSpec, num_blocks: int, gguf: GGUFFile) -> Executor:
     """The executor that a spec names, imported when it is wanted."""
     if spec.executor not in EXECUTORS:
         raise EngineFailed(f"no executor '{spec.executor}'; there are: {', '.join(EXECUTORS)}")
     location, fields = EXECUTORS[spec.executor]
     module, name = location.split(":")
     options: dict[str, Any] = {field: getattr(spec, field) for field in fields}
+    if spec.executor == "native":
+        options["on_packed"] = gguf.release
     factory = getattr(importlib.import_module(module), name)
     executor: Executor = factory(program, num_blocks=num_blocks, max_tokens=spec.batch_tokens, **options)
     return executor

@@ -1,0 +1,111 @@
+"""A request gives the same reply alone, in company, in any chunks, from a hot cache, after preemption."""
+
+import pytest
+
+from corral.engine.engine import Engine, EngineOptions
+from corral.executors.reference import ReferenceExecutor
+from corral.models.table import build_program
+from corral.types import SamplingParams
+from corral.weights.gguf import open_gguf
+from gguf_files import tiny_gemma3, tiny_llama
+
+SEQUENCES, REPLY = 20, 24
+FAMILIES = {"llama": tiny_llama, "gemma3": tiny_gemma3}
+
+
+def native(program, **options):
+    pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
+    from corral.executors.native import NativeExecutor
+
+    return NativeExecutor(program, max_sequences=SEQUENCES, threads=2, **options)
+
+
+EXECUTORS = {"reference": ReferenceExecutor, "native": native}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def program(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    return build_program(open_gguf(FAMILIES[request.param](path)))
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor_name(request):
+    return request.param
+
+
+def make(name, program, num_blocks=200, batch_tokens=64):
+    executor = EXECUTORS[name](program, num_blocks=num_blocks, max_tokens=64)
+    options = EngineOptions(
+        eos_ids=frozenset(),
+        context_length=program.context_length,
+        vocab_size=program.vocab_size,
+        batch_tokens=batch_tokens,
+        max_sequences=SEQUENCES,
+    )
+    return Engine(executor, options)
+
+
+def requests(vocab_size):
+    """Prompts that share beginnings, some greedy and some sampled, some scored."""
+    for id in range(SEQUENCES):
+        prompt = [(7 * i + id % 4) % vocab_size for i in range(3 + 5 * id % 67)]
+        yield (
+            id,
+            prompt,
+            SamplingParams(
+                temperature=0.9 if id % 3 == 2 else 0,
+                seed=id,
+                repetition_penalty=1.1 if id % 5 == 1 else 1.0,
+                max_tokens=REPLY,
+                logprobs=3,
+                prompt_logprobs=0 if id % 7 == 3 else None,
+            ),
+        )
+
+
+def run(engine, wanted):
+    for request in wanted:
+        engine.add(*request)
+    replies = {id: ([], []) for id, *_ in wanted}
+    while engine.has_work:
+        for output in engine.step():
+            assert not output.error
+            tokens, scores = replies[output.id]
+            tokens += output.tokens
+            scores += [score for score in output.prompt_logprobs if score] + output.logprobs
+        engine.check()
+    return replies
+
+
+def assert_same(name, one, other):
+    """Bit for bit where the executor promises it; numpy's sums differ with the number of rows."""
+    for id in one:
+        assert one[id][0] == other[id][0], f"tokens of request {id}"
+        if name == "native":
+            assert one[id][1] == other[id][1], f"log-probs of request {id}"
+        else:
+            values = [score.logprob for score in other[id][1]]
+            assert [score.logprob for score in one[id][1]] == pytest.approx(values, abs=1e-4)
+
+
+@pytest.fixture
+def alone(executor_name, program):
+    """Each request on its own, one after the other, with nothing cached."""
+    replies = {}
+    engine = make(executor_name, program)
+    for request in requests(program.vocab_size):
+        cold = Engine(engine.executor, engine.options)
+        replies |= run(cold, [request])
+    return replies
+
+
+def test_replies_do_not_depend_on_how_they_are_computed(executor_name, program, alone):
+    wanted = list(requests(program.vocab_size))
+    for batch_tokens in (64, 20, 7):
+        engine = make(executor_name, program, batch_tokens=batch_tokens)
+        assert_same(executor_name, alone, run(engine, wanted))
+        assert_same(executor_name, alone, run(engine, wanted))  # with the cache hot
+    short = make(executor_name, program, num_blocks=14)
+    assert_same(executor_name, alone, run(short, wanted))
+    assert short.load.preemptions > 0
