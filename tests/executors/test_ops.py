@@ -1,4 +1,4 @@
-"""Every op on the native executor, with every instruction set that this processor has, against the reference."""
+"""Every op on the native executor, with each kind of kernel, against the reference."""
 
 from collections.abc import Sequence
 
@@ -118,7 +118,9 @@ def test_linear_with_several_matrices_gives_each_product(count: int, cols: int, 
 
 
 @pytest.mark.parametrize("style", RopeStyle)
-@pytest.mark.parametrize(("heads", "head_dim", "rotated"), [(1, 8, 8), (3, 24, 24), (2, 64, 64), (2, 80, 20), (1, 6, 2)])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "rotated"), [(1, 8, 8), (3, 24, 24), (2, 64, 64), (2, 80, 20), (1, 6, 2)]
+)
 @pytest.mark.parametrize("with_factors", [False, True])
 def test_rope_rotates_by_position(
     style: RopeStyle, heads: int, head_dim: int, rotated: int, with_factors: bool, isa: str
@@ -225,9 +227,7 @@ def test_attention_never_reads_what_an_earlier_sequence_left(isa: str) -> None:
     out, layer = builder.buffer(32), builder.kv_layer(1, 16, None)
     builder.add(KVWrite(k, v, layer))
     builder.add(Attention(q, out, layer, 2, 0.25))
-    native = NativeExecutor(
-        builder.build(), num_blocks=8, max_tokens=64, max_sequences=1, threads=1, isa=isa
-    )
+    native = NativeExecutor(builder.build(), num_blocks=8, max_tokens=64, max_sequences=1, threads=1, isa=isa)
     native.step(make_batch([Part([50] * 48, blocks_for(48), rows=[])]))
     assert np.isnan(native.buffer(out)).all()
     native.step(make_batch([Part(range(20), blocks_for(20), rows=[])]))

@@ -1,4 +1,4 @@
-"""The native sampler against slow definitions: each filter's support, its distribution, and the reference's choice."""
+"""The native sampler against slow definitions: what each filter leaves, and the reference's choice."""
 
 import math
 from collections.abc import Iterator
@@ -26,8 +26,10 @@ def isa(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def sample(logits: np.ndarray, rows: SamplingRows, isa: str = "auto", scale: np.ndarray | None = None) -> StepResult:
-    """Run the native sampler over these finite logits [R, V]; or over scale [R] times one row, finite or not."""
+def sample(
+    logits: np.ndarray, rows: SamplingRows, isa: str = "auto", scale: np.ndarray | None = None
+) -> StepResult:
+    """Sample these finite logits [R, V] natively; or scale [R] times one row, finite or not."""
     vocab = logits.shape[1]
     table = np.eye(len(logits)) if scale is None else scale[:, None]
     builder = ProgramBuilder(vocab)
@@ -158,7 +160,9 @@ def test_random_rows_choose_as_the_reference_does(vocab: int, spread: float, isa
         logprobs=rng.integers(-1, 21, count),
         target=rng.choice([-1, -1, 0], count),
     )
-    rows = with_bias(with_penalties(rows, [(0, 3, 1), (vocab // 2 + 1, 0, 1)][: min(vocab, 2)]), {vocab - 1: 1.5})
+    rows = with_bias(
+        with_penalties(rows, [(0, 3, 1), (vocab // 2 + 1, 0, 1)][: min(vocab, 2)]), {vocab - 1: 1.5}
+    )
     if vocab == 2:
         rows = with_penalties(rows, [(0, 3, 1)])
     # top_k beyond the vocabulary is no filter; the reference would still draw in another order.
@@ -215,7 +219,10 @@ def test_a_row_with_every_token_banned_fails(isa: str) -> None:
         assert result.tokens.tolist() == [FAILED, FAILED]
 
 
-@pytest.mark.parametrize("fields", [{}, {"temperature": 1.0}, {"temperature": 2.0, "top_p": 0.99}, {"temperature": 1.0, "top_k": 30}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"temperature": 1.0}, {"temperature": 2.0, "top_p": 0.99}, {"temperature": 1.0, "top_k": 30}],
+)
 def test_banned_tokens_never_come(fields: dict[str, Any], isa: str) -> None:
     logits = np.zeros((60, 60), np.float32)
     allowed = {3, 40, 59}

@@ -1,4 +1,4 @@
-"""The native executor: packs a Program's weights once, then runs each step in one C++ call without the GIL."""
+"""The native executor: packs a Program's weights once, then runs each step in one C++ call."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,7 +34,7 @@ OnPacked = Callable[[str], None]
 class NativeExecutor:
     """Runs a Program on the CPU. `on_packed(name)` is told when a tensor's bytes are needed no more."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one place builds it, by name
         self,
         program: Program,
         *,

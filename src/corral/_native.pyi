@@ -1,0 +1,88 @@
+"""The native module: built from native/ by CMake."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Matrix:
+    """A weight matrix in panels of 8 rows."""
+
+    def __init__(self, rows: int, cols: int, codes: str, scales: str, group: int, zero: int) -> None: ...
+    def pack(
+        self,
+        first_row: int,
+        codes: NDArray[np.uint8],
+        scale: NDArray[np.uint16],
+        offset: NDArray[np.uint16] | None,
+        sub_scale: NDArray[np.int8] | None,
+        sub_offset: NDArray[np.uint8] | None,
+    ) -> None:
+        """Pack some rows of Groups; first_row and the number of rows are multiples of 8, but at the end."""
+
+    def pack_floats(self, first_row: int, values: NDArray[np.float32]) -> None: ...
+    def dequantize_row(self, row: int) -> NDArray[np.float32]: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def matmul(
+    matrix: Matrix, x: NDArray[np.float32], threads: int, isa: str, chunk: int = 4
+) -> NDArray[np.float32]:
+    """x [N, cols] times the matrix's rows, as an executor does it: [N, rows]."""
+
+def quantize_row(x: NDArray[np.float32], isa: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(codes, a scale for every 32 of them)."""
+
+def isas() -> list[str]:
+    """Names of the kernels that this processor can run."""
+
+class Program:
+    """Runs a model's ops; steps run without the GIL, one at a time."""
+
+    def __init__(
+        self, vocab: int, max_tokens: int, max_sequences: int, num_blocks: int, threads: int, isa: str
+    ) -> None: ...
+    def add_buffer(self, width: int, selected: bool) -> int: ...
+    def add_kv_layer(self, kv_heads: int, head_dim: int, window: int) -> int:
+        """window 0 = all positions."""
+
+    def add_matrix(self, matrix: Matrix) -> int: ...
+    def add_vector(self, values: NDArray[np.float32]) -> int: ...
+    def embed(self, weight: int, out: int, scale: float) -> None: ...
+    def rms_norm(self, x: int, weight: int, out: int, eps: float, heads: int) -> None: ...
+    def linear(self, x: int, weights: list[int], outs: list[int], biases: list[int]) -> None: ...
+    def rope(
+        self,
+        x: int,
+        heads: int,
+        head_dim: int,
+        rotated: int,
+        theta: float,
+        interleaved: bool,
+        scale: float,
+        factors: int,
+    ) -> None: ...
+    def kv_write(self, k: int, v: int, layer: int) -> None: ...
+    def attention(self, q: int, out: int, layer: int, heads: int, scale: float) -> None: ...
+    def add(self, x: int, y: int, out: int) -> None: ...
+    def gated(self, gate: int, up: int, out: int, gelu: bool) -> None: ...
+    def select(self, x: int, out: int) -> None: ...
+    def head(self, x: int, weight: int) -> None: ...
+    def finish(self) -> None:
+        """Take the memory; nothing may be added afterwards."""
+
+    def step(self, batch: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Run executors.batch.Batch; ValueError if it does not fit.
+
+        Returns tokens, logprobs, top_tokens and top_logprobs.
+        """
+
+    def buffer(self, index: int) -> NDArray[np.float32]:
+        """A copy of a buffer's rows as the last step left them."""
+
+    @property
+    def isa(self) -> str: ...
