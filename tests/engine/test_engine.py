@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.engine.engine import Engine, EngineOptions
-from corral.errors import InvalidRequest, OutOfMemory, Overloaded, PromptTooLong
+from corral.errors import InvalidRequest, Overloaded, PromptTooLong
 from corral.types import FinishReason, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -209,7 +209,7 @@ def test_reply_ends_with_length_when_the_kv_cache_is_full_and_nobody_else_is_the
         ([1], greedy(1, seed=2**64), InvalidRequest, "seed"),
         ([1] * 512, GREEDY, PromptTooLong, "512"),
         ([1] * 9, greedy(1, context=9), PromptTooLong, "9"),
-        ([1] * 64, GREEDY, OutOfMemory, "64 tokens"),
+        ([1] * 64, GREEDY, InvalidRequest, "64 tokens, but the KV cache of this model holds 64"),
     ],
 )
 def test_request_that_cannot_run_is_refused_and_the_engine_goes_on(prompt, params, error, words):

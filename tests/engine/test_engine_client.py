@@ -215,7 +215,7 @@ def test_stop_of_a_hung_engine_ends_in_force(model_path, monkeypatch):
         ([10**6], ENDLESS, InvalidRequest),
         ([2**40], ENDLESS, InvalidRequest),
         ([1] * 512, ENDLESS, PromptTooLong),
-        ([1] * 64, SamplingParams(max_tokens=1), OutOfMemory),
+        ([1] * 500, SamplingParams(max_tokens=1), InvalidRequest),
     ],
 )
 def test_impossible_requests_are_refused_before_they_are_sent(model_path, prompt, params, error):

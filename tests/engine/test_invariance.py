@@ -109,3 +109,19 @@ def test_replies_do_not_depend_on_how_they_are_computed(executor_name, program, 
     short = make(executor_name, program, num_blocks=14)
     assert_same(executor_name, alone, run(short, wanted))
     assert short.load.preemptions > 0
+
+
+@pytest.mark.model
+def test_replies_of_a_real_model_do_not_depend_on_company(smollm2_path):
+    program = build_program(open_gguf(smollm2_path))
+    text = [(31 * i) % 40000 + 100 for i in range(90)]
+    wanted = [
+        (id, text[: 20 + 9 * id], SamplingParams(temperature=0, max_tokens=16, logprobs=5)) for id in range(8)
+    ]
+    engine = make("native", program)
+    alone = {}
+    for request in wanted:
+        alone |= run(Engine(engine.executor, engine.options), [request])
+    assert_same("native", alone, run(engine, wanted))
+    assert_same("native", alone, run(engine, wanted))
+    assert_same("native", alone, run(make("native", program, num_blocks=14, batch_tokens=33), wanted))

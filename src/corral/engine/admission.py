@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from corral.errors import InvalidRequest, OutOfMemory, PromptTooLong
+from corral.errors import InvalidRequest, PromptTooLong
 from corral.types import SamplingParams
 
 
@@ -21,7 +21,7 @@ class Limits:
 
 
 def check_request(prompt: Sequence[int], params: SamplingParams, limits: Limits) -> None:
-    """Raise InvalidRequest, PromptTooLong or OutOfMemory unless the engine can run this request."""
+    """Raise InvalidRequest or PromptTooLong unless the engine can run this request."""
     if not prompt:
         raise InvalidRequest("the prompt is empty; send at least one token", "prompt")
     _check_tokens("prompt", prompt, limits.vocab_size)
@@ -33,9 +33,10 @@ def check_request(prompt: Sequence[int], params: SamplingParams, limits: Limits)
     if len(prompt) + replies > context:
         raise PromptTooLong(len(prompt), context)
     if len(prompt) + replies > limits.kv_tokens:
-        raise OutOfMemory(
+        raise InvalidRequest(
             f"the prompt has {len(prompt)} tokens, but the KV cache of this model holds {limits.kv_tokens}; "
-            "shorten the prompt or give the cache more memory (CORRAL_KV_CACHE)"
+            "shorten the prompt or give the cache more memory (CORRAL_KV_CACHE)",
+            "prompt",
         )
 
 

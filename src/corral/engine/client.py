@@ -35,6 +35,8 @@ from corral.types import SamplingParams
 
 log = logging.getLogger(__name__)
 
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 _GRACE = 2.0  # seconds for a process to end as it was told
 _TICKS = 4  # looks of the watchdog in a step_timeout
 _LOAD_ERRORS = (errors.UnsupportedModel, errors.CorruptModel, errors.OutOfMemory)
@@ -43,15 +45,16 @@ _LOAD_ERRORS = (errors.UnsupportedModel, errors.CorruptModel, errors.OutOfMemory
 class EngineClient:
     """One engine process. `failed` is done when it died or hung; it is never used again then."""
 
-    def __init__(self, spec: EngineSpec, process: asyncio.subprocess.Process, step_timeout: float):
+    def __init__(
+        self, spec: EngineSpec, process: asyncio.subprocess.Process, streams: _Streams, step_timeout: float
+    ):
         self.spec = spec
         self.load = Load()
         self.ready: Ready
         self.failed: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
         self._process = process
         self._step_timeout = step_timeout
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
+        self._reader, self._writer = streams
         self._limits: Limits
         self._streams: dict[int, asyncio.Queue[Output | EngineFailed]] = {}
         self._ids = itertools.count(1)
@@ -66,9 +69,13 @@ class EngineClient:
         """Start a process and wait until its model is loaded; raises what the load failed with."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await _spawn(theirs)
-        client = cls(spec, process, step_timeout)
-        client._reader, client._writer = await asyncio.open_unix_connection(sock=ours)
+            streams = await asyncio.open_unix_connection(sock=ours)
+            try:
+                process = await _spawn(theirs)
+            except BaseException:
+                streams[1].close()
+                raise
+        client = cls(spec, process, streams, step_timeout)
         try:
             async with asyncio.timeout(load_timeout):
                 await client._load()
@@ -94,7 +101,7 @@ class EngineClient:
     async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[Output, None]:
         """A request's outputs, the last one with `finish`. Closing or cancelling this cancels the request.
 
-        Raises InvalidRequest, PromptTooLong, OutOfMemory or Overloaded at once, EngineFailed at any time.
+        Raises InvalidRequest, PromptTooLong or Overloaded at once, EngineFailed at any time.
         """
         if self._ended:
             raise EngineFailed(self._ended)
