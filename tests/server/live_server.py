@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from corral.config import Settings
+from corral.pool.pool import Pool
 from corral.server.app import create_app
 from corral.server.drain import Drain
 from corral.server.serve import Listener, bind
@@ -20,10 +21,11 @@ MODEL = "tiny:latest"
 
 
 class LiveServer:
-    """The server and its fakes; `do` runs a function on its event loop."""
+    """The server and what is behind it, mostly fakes; `do` runs a function on its event loop."""
 
-    def __init__(self, settings: Settings, pool: FakePool):
-        self.pool, self.engine, self.store, self.drain = pool, pool.engine, pool.store, Drain()
+    def __init__(self, settings: Settings, pool: FakePool | Pool):
+        self.pool, self.store, self.drain = pool, pool.store, Drain()
+        self.engine = getattr(pool, "engine", None)
         self.socket = bind("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -38,6 +40,7 @@ class LiveServer:
         self.listener = Listener(create_app(self.settings, self.store, self.pool, self.drain))
         self.ready.set()
         await self.listener.serve([self.socket])
+        await self.pool.close()
 
     def do(self, function: Callable[[], Any]) -> None:
         done = threading.Event()

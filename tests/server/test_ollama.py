@@ -204,6 +204,14 @@ def test_long_chat_drops_the_oldest_messages_and_says_so(server: LiveServer) -> 
     assert reply["prompt_eval_count"] == len(server.engine.seen[0][0])
 
 
+def test_long_chat_does_not_begin_with_a_reply(server: LiveServer) -> None:
+    roles = ["user", "assistant"] * 4 + ["user"]
+    messages = [{"role": role, "content": f"{i} " + "x" * 20} for i, role in enumerate(roles)]
+    server.post("/api/chat", messages=messages, stream=False)
+    prompt = bytes(token for token in server.engine.seen[0][0] if token < 256).decode()
+    assert prompt.startswith("user:6 ")
+
+
 def test_one_long_message_loses_its_middle(server: LiveServer) -> None:
     _, reply = server.post("/api/generate", prompt="a" * 300 + "end", options={"num_keep": 4}, stream=False)
     prompt = server.engine.seen[0][0]

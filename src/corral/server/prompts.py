@@ -20,8 +20,9 @@ async def read_prompts(
     model: LoadedModel, generation: Generation, default_context: int
 ) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
     """Tokenise every prompt on a thread, and settle the context and the number of tokens to generate."""
-    wanted = generation.params.context or default_context or model.info.context_length
-    params = dataclasses.replace(generation.params, context=min(wanted, model.info.context_length))
+    info = model.info
+    wanted = generation.params.context or default_context or info.context_length
+    params = dataclasses.replace(generation.params, context=min(wanted, info.context_length, info.kv_tokens))
     reader = _Reader(model, generation, params)
     return await asyncio.to_thread(reader.read_all)
 
@@ -32,8 +33,6 @@ class _Reader:
     def __init__(self, model: LoadedModel, generation: Generation, params: SamplingParams):
         self.model, self.generation, self.params = model, generation, params
         self.context = params.context or model.info.context_length
-        if generation.overflow.cut:
-            self.context = min(self.context, model.info.kv_tokens)
 
     def read_all(self) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
         params = self.params
@@ -129,14 +128,16 @@ class _Reader:
         return Conversation(tuple(reversed(kept)), conversation.context)
 
     def _drop_messages(self, conversation: Conversation) -> tuple[int, ...]:
-        """Leave out the fewest of the oldest messages; system messages and the last one always stay."""
+        """Leave out the fewest of the oldest messages; system messages and the last one always stay.
+        What remains does not begin with a reply, which many templates refuse."""
         messages = conversation.messages
         old = [i for i, message in enumerate(messages[:-1]) if message["role"] != "system"]
-        low, high = 0, len(old)  # dropping `high` of them is the most that can be done
-        best = self._render(_without(conversation, old[:high]))
+        cuts = [k for k, i in enumerate(old) if messages[i]["role"] != "assistant"] + [len(old)]
+        low, high = 0, len(cuts) - 1  # the last cut is the most that can be done
+        best = self._render(_without(conversation, old))
         while low < high:
             middle = (low + high) // 2
-            ids = self._render(_without(conversation, old[:middle]))
+            ids = self._render(_without(conversation, old[: cuts[middle]]))
             if len(ids) < self.context:
                 high, best = middle, ids
             else:
