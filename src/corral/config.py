@@ -18,6 +18,7 @@ class Settings:
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     models: Path = Path.home() / ".corral" / "models"
+    history: Path = Path.home() / ".corral" / "history"  # of the interactive prompt
     keep_alive: float = 300.0  # < 0 = forever
     load_timeout: float = 300.0
     step_timeout: float = 120.0  # an engine that is busy and silent for so long is restarted
@@ -25,7 +26,9 @@ class Settings:
     max_queue: int = 512  # requests waiting or running in one model
     max_loaded_models: int = 0  # 0 = as many as fit the memory budget
     memory_budget: int = 0  # for weights and KV of all models; 0 = 80 % of what is free at start
-    kv_cache: int = 0  # KV memory of one model; 0 = a quarter of what is free, at most what its requests can use
+    kv_cache: int = (
+        0  # KV memory of one model; 0 = a quarter of what is free, at most what its requests can use
+    )
     context_length: int = 0  # default context of a request; 0 = the model's own
     threads: int = 0  # 0 = the cores that this process may use
     batch_tokens: int = 256  # tokens computed in one step
@@ -41,6 +44,7 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
     return Settings(
         host=host,
         port=port,
+        history=home / ".corral" / "history",
         models=Path(env.text("CORRAL_MODELS", str(home / ".corral" / "models"))).expanduser(),
         keep_alive=env.duration("OLLAMA_KEEP_ALIVE", 300.0),
         load_timeout=env.duration("OLLAMA_LOAD_TIMEOUT", 300.0),

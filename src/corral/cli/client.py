@@ -1,0 +1,106 @@
+"""Talks to a server over the Ollama API, with nothing but the standard library."""
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from corral.cli.exits import ApiError, NoServer
+from corral.config import Settings
+
+CONNECT = 5.0  # seconds; answers may take as long as a model takes to load
+LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to listen on is not one to call
+
+Json = dict[str, Any]
+
+
+class Client:
+    """One server. Every call is a connection of its own."""
+
+    def __init__(self, host: str, port: int):
+        self.host, self.port = _ANY.get(host, host), port
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Client":
+        """The server that the settings name."""
+        return cls(settings.host, settings.port)
+
+    @property
+    def address(self) -> str:
+        """`http://host:port`."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def alive(self) -> bool:
+        """Whether somebody who speaks this API answers."""
+        try:
+            with contextlib.closing(self._send("HEAD", "/", None, timeout=CONNECT)) as connection:
+                return connection.getresponse().status == 200
+        except (NoServer, OSError, http.client.HTTPException):
+            return False
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Json:
+        """One request with one JSON answer; an empty answer is {}."""
+        with contextlib.closing(self._send(method, path, body)) as connection, self._lost_connection():
+            data = _checked(connection.getresponse()).read()
+        answer = _parse(data) if data else {}
+        if "error" in answer:
+            raise ApiError(500, str(answer["error"]))
+        return answer
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[Json, None, None]:
+        """The lines of a streamed answer; closing the generator hangs up, which cancels the work."""
+        with contextlib.closing(self._send("POST", path, body)) as connection, self._lost_connection():
+            response = _checked(connection.getresponse())
+            while line := response.readline():
+                answer = _parse(line)
+                if "error" in answer:
+                    raise ApiError(500, str(answer["error"]))
+                yield answer
+
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float | None = None
+    ) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT)
+        try:
+            connection.connect()
+        except OSError:
+            raise NoServer(self.address) from None
+        connection.sock.settimeout(timeout)
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        with self._lost_connection():
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+        return connection
+
+    @contextlib.contextmanager
+    def _lost_connection(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(
+                502, f"the connection to {self.address} was lost: {error or type(error).__name__}"
+            ) from None
+
+
+def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+    if response.status < 400:
+        return response
+    text = response.read(1 << 20).decode("utf-8", "replace")
+    try:
+        message = json.loads(text)["error"]
+    except (ValueError, TypeError, KeyError):
+        message = text.strip() or response.reason
+    raise ApiError(response.status, str(message))
+
+
+def _parse(data: bytes) -> Json:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ApiError(502, f"the server's answer is not JSON: {data[:100]!r}")
+    return value

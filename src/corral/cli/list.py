@@ -1,0 +1,29 @@
+"""`corral list`."""
+
+import argparse
+import json
+
+from corral.cli.exits import OK
+from corral.cli.library import open_library
+from corral.cli.render import human_size, since, table
+from corral.config import Settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The beginning of a name."""
+    parser.add_argument("prefix", nargs="?", default="", help="only models whose names begin so")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Print the table."""
+    prefix = arguments.prefix.lower()
+    models = [model for model in open_library(settings).list() if model["name"].lower().startswith(prefix)]
+    if arguments.json:
+        print(json.dumps({"models": models}, indent=2))
+        return OK
+    rows = [
+        (model["name"], model["digest"][:12], human_size(model["size"]), since(model["modified_at"]))
+        for model in models
+    ]
+    print(table(("NAME", "ID", "SIZE", "MODIFIED"), rows))
+    return OK

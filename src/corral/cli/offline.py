@@ -1,0 +1,69 @@
+"""The store's models without a server, in the shapes that a server would answer."""
+
+import builtins
+import dataclasses
+from collections.abc import Generator
+from typing import Any
+
+from corral.config import Settings
+from corral.server.details import model_details, model_info, modelfile, parameters_text, read_config
+from corral.store.local import Store, StoredModel
+from corral.store.pull import pull
+
+Json = dict[str, Any]
+
+
+class StoreLibrary:
+    """Models in the store of this machine."""
+
+    def __init__(self, settings: Settings):
+        self.store = Store(settings.models)
+
+    def list(self) -> builtins.list[Json]:
+        """Every whole model, newest first."""
+        return [_row(stored) for stored in self.store.list()]
+
+    def show(self, name: str, verbose: bool) -> Json:
+        """A model's facts."""
+        stored = self.store.find(name)
+        info, tensors, template = model_info(stored.path, verbose=verbose)
+        template = stored.template or template
+        return {
+            "license": stored.license,
+            "parameters": parameters_text(stored.params),
+            "template": template,
+            "system": stored.system,
+            "modelfile": modelfile(stored, template),
+            "details": model_details(stored),
+            "model_info": info,
+            "tensors": tensors,
+            "capabilities": ["completion"],
+            "modified_at": stored.modified_at.isoformat(),
+        }
+
+    def delete(self, name: str) -> None:
+        """Remove a model."""
+        self.store.delete(name)
+
+    def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
+        """Fetch a model; local files are allowed, as the caller is the owner of the store."""
+        steps = pull(self.store, source, name=name, inspect=read_config, local_files=True)
+        try:
+            for step in steps:
+                yield {
+                    key: value for key, value in dataclasses.asdict(step).items() if value or key == "status"
+                }
+        finally:
+            steps.close()
+
+
+def _row(stored: StoredModel) -> Json:
+    return {
+        "name": stored.name.display,
+        "model": stored.name.display,
+        "modified_at": stored.modified_at.isoformat(),
+        "size": stored.size,
+        "digest": stored.digest,
+        "details": model_details(stored),
+        "capabilities": ["completion"],
+    }

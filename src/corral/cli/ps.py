@@ -1,0 +1,47 @@
+"""`corral ps`."""
+
+import argparse
+import json
+from typing import Any
+
+from corral.cli.client import Client
+from corral.cli.exits import OK
+from corral.cli.library import list_of
+from corral.cli.render import human_size, table, until
+from corral.config import Settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The beginning of a name."""
+    parser.add_argument("prefix", nargs="?", default="", help="only models whose names begin so")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Print the table."""
+    prefix = arguments.prefix.lower()
+    models = list_of(Client.of(settings).call("GET", "/api/ps"))
+    models = [model for model in models if model["name"].lower().startswith(prefix)]
+    if arguments.json:
+        print(json.dumps({"models": models}, indent=2))
+        return OK
+    rows = [
+        (
+            model["name"],
+            model["digest"][:12],
+            human_size(model["size"]),
+            _processor(model),
+            str(model.get("context_length") or ""),
+            until(model["expires_at"]),
+        )
+        for model in models
+    ]
+    print(table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), rows))
+    return OK
+
+
+def _processor(model: dict[str, Any]) -> str:
+    """Where the model's bytes are."""
+    share = round(100 * model.get("size_vram", 0) / max(1, model["size"]))
+    if share in (0, 100):
+        return "100% GPU" if share else "100% CPU"
+    return f"{100 - share}%/{share}% CPU/GPU"

@@ -1,0 +1,33 @@
+"""`corral rm`."""
+
+import argparse
+import json
+import sys
+
+from corral.cli.exits import OK, exit_code
+from corral.cli.library import open_library
+from corral.config import Settings
+from corral.errors import CorralError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The models."""
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Remove every one that can be removed; the exit code is that of the first that cannot."""
+    library, code, deleted = open_library(settings), OK, []
+    for name in arguments.models:
+        try:
+            library.delete(name)
+        except CorralError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = code or exit_code(error)
+            continue
+        deleted.append(name)
+        if not arguments.json:
+            print(f"deleted '{name}'")
+    if arguments.json:
+        print(json.dumps({"deleted": deleted}))
+    return code

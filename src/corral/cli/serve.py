@@ -1,0 +1,100 @@
+"""`corral serve`."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+
+from corral import __version__
+from corral.cli.exits import FAILED, OK
+from corral.config import DEFAULT_MODEL, DEFAULT_PORT, Settings, parse_host
+from corral.errors import CorralError
+from corral.store.local import Store
+
+_GREETING = "Why is the sky blue? Answer in one sentence."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Where to listen, and a model to have ready."""
+    parser.add_argument("--host", metavar="HOST[:PORT]", help="listen here instead of at OLLAMA_HOST")
+    parser.add_argument("--model", help="fetch this model first if it is missing")
+    parser.add_argument(
+        "--with-parent", action="store_true", help=argparse.SUPPRESS
+    )  # stop when stdin closes
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Serve until a signal."""
+    if arguments.host:
+        host, port = parse_host(arguments.host)
+        settings = dataclasses.replace(settings, host=host, port=port)
+    store = Store(settings.models)
+    with contextlib.suppress(CorralError, OSError):
+        store.prune()
+    if arguments.model and (code := _fetch(store, settings, arguments.model)):
+        return code
+    if arguments.with_parent:
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
+    from corral.server.serve import serve
+
+    def announce(host: str, port: int) -> None:
+        if arguments.json:
+            print(json.dumps({"host": host, "port": port, "pid": os.getpid()}), flush=True)
+        else:
+            print(_welcome(store, host, port, arguments.model), flush=True)
+
+    return serve(settings, on_listening=announce)
+
+
+def _fetch(store: Store, settings: Settings, name: str) -> int:
+    """Pull the model unless it is there."""
+    try:
+        store.find(name)
+    except CorralError:
+        from corral.cli.offline import StoreLibrary
+        from corral.cli.progress import follow
+
+        try:
+            follow(StoreLibrary(settings).pull(name))
+        except CorralError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
+    return OK
+
+
+def _welcome(store: Store, host: str, port: int, wanted: str | None) -> str:
+    """Where we are, and three commands that work as pasted."""
+    address = _address(host, port)
+    lines = [f"corral {__version__} is listening on {address}", ""]
+    stored = [model.name.display for model in store.list()]
+    model = wanted or next(iter(stored), DEFAULT_MODEL)
+    if not stored:
+        lines += ["There is no model yet. Fetch one:", f"  corral pull {model}", ""]
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": _GREETING}], "stream": False})
+    where = "" if (host, port) == ("127.0.0.1", DEFAULT_PORT) else f"OLLAMA_HOST={address} "
+    return "\n".join(
+        [
+            *lines,
+            "Try it from another terminal:",
+            f"  curl {address}/api/chat -d '{body}'",
+            f'  {where}ollama run {model} "{_GREETING}"',
+            f"  OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=none openai api chat.completions.create "
+            f'-m {model} -g user "{_GREETING}"',
+        ]
+    )
+
+
+def _address(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+
+
+def _stop_with_parent() -> None:
+    """Whoever started us holds the other end of stdin; when that closes, even by kill -9, so do we."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,18 @@
+"""`corral version`."""
+
+import argparse
+import json
+
+from corral import __version__
+from corral.cli.exits import OK
+from corral.config import Settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Nothing but what every command takes."""
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Print it."""
+    print(json.dumps({"version": __version__}) if arguments.json else f"corral {__version__}")
+    return OK
