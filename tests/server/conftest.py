@@ -22,3 +22,11 @@ def server(script: Script) -> Iterator[LiveServer]:
     live = LiveServer(Settings(), FakePool(store, FakeEngine(script)))
     yield live
     live.stop()
+
+
+@pytest.fixture(scope="module")
+def steady() -> Iterator[LiveServer]:
+    """The same for a whole module of requests that are refused and so leave no trace."""
+    live = LiveServer(Settings(), FakePool(FakeStore(MODEL, "team/other:q4")))
+    yield live
+    live.stop()

@@ -42,15 +42,15 @@ def message(path: str, reply: dict[str, object]) -> str:
         ("GET", "/api/tags/", 404),
     ],
 )
-def test_unknown_path_and_wrong_method(server: LiveServer, method: str, path: str, status: int) -> None:
-    found, reply = server.request(method, path, {} if method == "POST" else None)
+def test_unknown_path_and_wrong_method(steady: LiveServer, method: str, path: str, status: int) -> None:
+    found, reply = steady.request(method, path, {} if method == "POST" else None)
     assert found == status
     assert message(path, reply)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_root_says_that_somebody_is_there(server: LiveServer, method: str) -> None:
-    status, _, body = server.raw(method, "/")
+def test_root_says_that_somebody_is_there(steady: LiveServer, method: str) -> None:
+    status, _, body = steady.raw(method, "/")
     assert (status, body) == (200, b"Ollama is running" if method == "GET" else b"")
 
 
@@ -82,9 +82,9 @@ def test_version_is_numbers_and_at_least_0_32(server: LiveServer) -> None:
     ],
 )
 def test_malformed_body_is_400_and_names_what_is_wrong(
-    server: LiveServer, path: str, body: bytes, named: str
+    steady: LiveServer, path: str, body: bytes, named: str
 ) -> None:
-    status, reply = server.request("POST", path, body)
+    status, reply = steady.request("POST", path, body)
     assert status == 400, reply
     assert named in message(path, reply)
 
@@ -96,12 +96,12 @@ def test_deeply_nested_options_are_400(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_body_of_20_mb_is_413_and_the_server_goes_on(server: LiveServer, path: str) -> None:
+def test_body_of_20_mb_is_413_and_the_server_goes_on(steady: LiveServer, path: str) -> None:
     body = json.dumps({"model": MODEL, "prompt": "x" * 20_000_000}).encode()
-    status, reply = server.request("POST", path, body)
+    status, reply = steady.request("POST", path, body)
     assert status == 413
     assert "16 MiB" in message(path, reply)
-    assert server.request("GET", "/health")[0] == 200
+    assert steady.request("GET", "/health")[0] == 200
 
 
 def test_chunked_body_without_a_length_is_413_too(server: LiveServer) -> None:
@@ -134,9 +134,9 @@ def test_chunked_body_without_a_length_is_413_too(server: LiveServer) -> None:
         ("user@localhost", False),
     ],
 )
-def test_host_header_guards_a_loopback_server(server: LiveServer, host: str, allowed: bool) -> None:
+def test_host_header_guards_a_loopback_server(steady: LiveServer, host: str, allowed: bool) -> None:
     for path in ("/api/tags", "/v1/models", "/"):
-        assert server.request("GET", path, Host=host)[0] == (200 if allowed else 403)
+        assert steady.request("GET", path, Host=host)[0] == (200 if allowed else 403)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_host_header_guards_a_loopback_server(server: LiveServer, host: str, all
         ("null", False),
     ],
 )
-def test_origin_of_a_web_page_is_checked(server: LiveServer, origin: str, allowed: bool) -> None:
-    status, headers, _ = server.raw("GET", "/api/tags", Origin=origin)
+def test_origin_of_a_web_page_is_checked(steady: LiveServer, origin: str, allowed: bool) -> None:
+    status, headers, _ = steady.raw("GET", "/api/tags", Origin=origin)
     assert status == (200 if allowed else 403)
     assert headers.get("access-control-allow-origin") == (origin if allowed else None)
     headers_asked = {"Access_Control_Request_Method": "POST", "Origin": origin}
-    status, headers, _ = server.raw("OPTIONS", "/api/chat", **headers_asked)
+    status, headers, _ = steady.raw("OPTIONS", "/api/chat", **headers_asked)
     assert status == (204 if allowed else 403)
     assert ("Authorization" in headers.get("access-control-allow-headers", "")) == allowed
 

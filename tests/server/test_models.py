@@ -109,8 +109,8 @@ def test_delete_unloads_first_and_then_is_404(server: LiveServer, client: ollama
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/api/show"), ("DELETE", "/api/delete"), ("POST", "/api/pull")]
 )
-def test_model_name_is_required(server: LiveServer, method: str, path: str) -> None:
-    assert server.request(method, path, {}) == (400, {"error": "model is required"})
+def test_model_name_is_required(steady: LiveServer, method: str, path: str) -> None:
+    assert steady.request(method, path, {}) == (400, {"error": "model is required"})
 
 
 STEPS = [

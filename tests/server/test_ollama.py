@@ -93,8 +93,8 @@ def test_keep_alive_reaches_the_pool(server: LiveServer, given: object, seconds:
 
 
 @pytest.mark.parametrize("given", ["300", "soon", "", "5 minutes"])
-def test_keep_alive_of_another_form_is_refused(server: LiveServer, given: str) -> None:
-    status, reply = server.post("/api/generate", prompt="x", keep_alive=given)
+def test_keep_alive_of_another_form_is_refused(steady: LiveServer, given: str) -> None:
+    status, reply = steady.post("/api/generate", prompt="x", keep_alive=given)
     assert (status, "keep_alive" in reply["error"]) == (400, True)
 
 
@@ -145,8 +145,8 @@ def test_options_become_sampling_parameters(server: LiveServer) -> None:
         ({"repeat_last_n": -2}, "repeat_last_n"),
     ],
 )
-def test_bad_option_is_named(server: LiveServer, options: dict[str, object], named: str) -> None:
-    status, reply = server.post("/api/generate", prompt="x", options=options)
+def test_bad_option_is_named(steady: LiveServer, options: dict[str, object], named: str) -> None:
+    status, reply = steady.post("/api/generate", prompt="x", options=options)
     assert (status, set(reply)) == (400, {"error"})
     assert named in reply["error"]
 
@@ -263,13 +263,13 @@ def test_huge_prompt_is_cut_before_it_is_tokenised(server: LiveServer) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
-    server: LiveServer, path: str, fields: dict[str, object], named: str
+    steady: LiveServer, path: str, fields: dict[str, object], named: str
 ) -> None:
     body = {"prompt": "x"} if path.endswith("generate") else {"messages": [{"role": "user", "content": "x"}]}
-    status, reply = server.post(path, **(body | fields))
+    status, reply = steady.post(path, **(body | fields))
     assert (status, set(reply)) == (400, {"error"})
     assert named in reply["error"]
-    assert not server.engine.seen
+    assert not steady.engine.seen
 
 
 def test_missing_model_is_404_with_a_suggestion(client: ollama.Client) -> None:

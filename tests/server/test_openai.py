@@ -309,12 +309,12 @@ def test_models_are_listed_and_found_by_id(client: openai.OpenAI) -> None:
         ({"model": None}, "model"),
     ],
 )
-def test_bad_chat_field_is_named(server: LiveServer, fields: dict[str, object], named: str) -> None:
-    status, reply = server.post("/v1/chat/completions", **({"messages": CHAT} | fields))
+def test_bad_chat_field_is_named(steady: LiveServer, fields: dict[str, object], named: str) -> None:
+    status, reply = steady.post("/v1/chat/completions", **({"messages": CHAT} | fields))
     assert status == 400
     assert set(reply["error"]) == {"message", "type", "param", "code"}
     assert named in reply["error"]["message"]
-    assert not server.engine.seen
+    assert not steady.engine.seen
 
 
 @pytest.mark.parametrize(
@@ -336,10 +336,10 @@ def test_bad_chat_field_is_named(server: LiveServer, fields: dict[str, object], 
         ({"messages": []}, "Unrecognized request argument supplied: messages"),
     ],
 )
-def test_bad_completion_field_is_named(server: LiveServer, fields: dict[str, object], named: str) -> None:
-    status, reply = server.post("/v1/completions", **({"prompt": "x"} | fields))
+def test_bad_completion_field_is_named(steady: LiveServer, fields: dict[str, object], named: str) -> None:
+    status, reply = steady.post("/v1/completions", **({"prompt": "x"} | fields))
     assert (status, named in reply["error"]["message"]) == (400, True), reply
-    assert not server.engine.seen
+    assert not steady.engine.seen
 
 
 def test_missing_required_field_is_named(server: LiveServer) -> None:
