@@ -22,11 +22,12 @@ class AddedTokens:
     """A set of added tokens. Of two that overlap, the one that begins first wins, then the longer one.
 
     The search is that of the `tokenizers` library with a model that knows no words: its time is linear in the
-    text's length whatever the text, and it releases the interpreter's lock.
+    text's length whatever the text, and it releases the interpreter's lock (encode() would not).
     """
 
     def __init__(self, tokens: Sequence[AddedToken]):
         self._ids = [token.id for token in tokens]
+        self._firsts = sorted({token.text[0] for token in tokens})
         self._finder = tokenizers.Tokenizer(models.BPE(vocab={}, merges=[], cache_capacity=0))
         self._finder.add_tokens(
             [tokenizers.AddedToken(t.text, normalized=False, rstrip=t.eats_space) for t in tokens]
@@ -34,12 +35,14 @@ class AddedTokens:
 
     def split(self, text: str) -> list[int | str]:
         """The text as ids of added tokens and the strings between them, none of them empty."""
-        if not self._ids:
+        if not any(first in text for first in self._firsts):
             return [text] if text else []
-        found = self._finder.encode(text, add_special_tokens=False)
+        found = self._finder.encode_batch([text], add_special_tokens=False)[0]
         parts: list[int | str] = []
         last = 0
         for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if start < last:
+                continue  # in the white space that the token before has swallowed
             if start > last:
                 parts.append(text[last:start])
             parts.append(self._ids[index])

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from corral.text.tokenizer import Tokenizer
+from corral.text.tokenizer import Tokenizer, check_text
 
 __all__ = ["Seals"]
 
@@ -118,7 +118,7 @@ class Seals:
         return [piece for piece in pieces if piece]
 
     def _defuse_text(self, text: str) -> str:
-        safe = self._risky.sub(lambda match: self._images.get(match[0], match[0]), text)
+        safe = self._risky.sub(lambda match: self._images.get(match[0], match[0]), check_text(text))
         if text and any(rest.startswith(text) or text.startswith(rest) for rest in self._rests):
             safe = safe if safe[0] == ESCAPE else self._images[safe[0]] + safe[1:]
         return safe

@@ -9,7 +9,7 @@ from corral.text.bpe import ByteLevelBPE
 from corral.text.spm import SentencePieceBPE
 from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_flag, read_vocabulary
 
-__all__ = ["Tokenizer", "load_tokenizer"]
+__all__ = ["Tokenizer", "check_text", "load_tokenizer"]
 
 
 class Scheme(Protocol):
