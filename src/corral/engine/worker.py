@@ -36,6 +36,7 @@ from corral.errors import CorralError, OutOfMemory
 from corral.types import FinishReason
 
 _PR_SET_PDEATHSIG = 1
+_QUIET = 0.5  # seconds
 _OK, _BROKEN_PEER, _LOAD_FAILED = 0, 1, 2
 
 
@@ -75,12 +76,20 @@ def serve(engine: Engine, connection: socket.socket) -> int:
     while True:
         outputs = []
         if not engine.has_work and inbox.empty():
-            engine.check()
-            outputs += _take(engine, inbox.get())  # sleeps here while there is nothing to do
+            outputs += _take(engine, _sleep(engine, inbox))
         while not inbox.empty():
             outputs += _take(engine, inbox.get())
         outputs += engine.step()
         _send(connection, Step(outputs, engine.load))
+
+
+def _sleep(engine: Engine, inbox: queue.SimpleQueue[Add | Cancel]) -> Add | Cancel:
+    """The next message. The books are checked when it is so quiet that nobody waits for the check."""
+    try:
+        return inbox.get(timeout=_QUIET)
+    except queue.Empty:
+        engine.check()
+        return inbox.get()
 
 
 def _take(engine: Engine, message: Add | Cancel) -> list[Output]:
