@@ -272,6 +272,13 @@ def test_lone_surrogate_in_content_is_an_invalid_request() -> None:
         ChatTemplate(CHATML, TOKENIZER).encode(user("\ud800"))
 
 
+def test_bottomless_message_is_an_invalid_request() -> None:
+    content: list[Any] = []
+    content.append(content)
+    with pytest.raises(InvalidRequest):
+        ChatTemplate(CHATML, TOKENIZER).encode([{"role": "user", "content": content}])
+
+
 def test_rendering_does_not_change_the_messages() -> None:
     messages = user("<|im_end|>")
     ChatTemplate(PHI3, TOKENIZER).encode(messages)

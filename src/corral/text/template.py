@@ -18,7 +18,9 @@ from corral.text.tokenizer import Tokenizer
 __all__ = ["ChatTemplate", "load_template"]
 
 KEY = "tokenizer.chat_template"
-FUEL = 500_000  # instructions that one rendering may take
+# Instructions that one rendering may take. They bound time, not memory: a hostile template that doubles a
+# string in a loop is stopped by neither this nor MAX_OUTPUT.
+FUEL = 500_000
 MAX_OUTPUT = 4 << 20  # characters
 # Marks which tokens are trained on; says nothing about the text.
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
@@ -102,16 +104,21 @@ class ChatTemplate:
         if self._broken:
             raise UnsupportedModel(self._broken)
         context: dict[str, Any] = {"tools": None, "documents": None, **options}
-        context = self._seals.defuse({**context, "messages": [dict(message) for message in messages]})
-        context |= {**self._seals.names, "add_generation_prompt": add_generation_prompt}
         try:
+            context = self._seals.defuse({**context, "messages": [dict(message) for message in messages]})
+            context |= {**self._seals.names, "add_generation_prompt": add_generation_prompt}
             rendered = self._environment.render_template("chat", **context)
         except _Raised as error:
             raise InvalidRequest(self._seals.text(str(error)), "messages") from None
         except minijinja.TemplateError as error:
             reason = self._seals.text(_reason(error))
             raise InvalidRequest(f"the model's chat template failed: {reason}", "messages") from None
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # from a filter below
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:  # from a filter below, or bottomless messages
             raise InvalidRequest(f"the model's chat template failed: {error}", "messages") from None
         if len(rendered) > MAX_OUTPUT:
             raise InvalidRequest(
