@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        sys.stdout.flush()  # while a reader that has gone can still be forgiven
+        return code
     except CorralError as error:
         message = json.dumps({"error": str(error)}) if as_json else f"error: {error}"
         print(message, file=sys.stderr)

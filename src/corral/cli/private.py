@@ -14,6 +14,7 @@ from corral.cli.exits import NoServer
 from corral.config import Settings, child_environment
 from corral.errors import CorralError
 
+SERVE = [sys.executable, "-m", "corral.cli.main", "serve", "--json", "--with-parent"]
 _STOP = 10.0  # seconds for a server to stop when asked
 
 
@@ -37,7 +38,7 @@ def private_server() -> Generator[Client, None, None]:
     """`corral serve` on a free port, in a process group of its own, stopped at the end whatever happens."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "corral.cli.main", "serve", "--json", "--with-parent"],
+            SERVE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

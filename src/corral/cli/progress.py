@@ -5,6 +5,8 @@ import sys
 from collections.abc import Generator
 from typing import Any, Protocol, TextIO
 
+from corral.cli.exits import ApiError
+
 Json = dict[str, Any]
 
 
@@ -18,9 +20,13 @@ def follow(steps: Generator[Json, None, None], *, as_json: bool = False, quiet: 
     """Show every step of a pull to its end; an interrupt closes the pull."""
     display = _display(as_json)
     try:
+        last = ""
         for step in steps:
+            last = step.get("status", "")
             if not quiet:
                 display.show(step)
+        if last != "success":
+            raise ApiError(502, "the pull ended before it was finished; run the command again")
     finally:
         steps.close()
         display.close()

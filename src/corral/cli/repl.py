@@ -122,7 +122,7 @@ class Repl:
             raise UsageError("use /set parameter NAME VALUE, /set system TEXT, /set verbose or /set quiet")
 
     def _set_parameter(self, rest: str) -> None:
-        name, *values = rest.split()
+        name, *values = rest.split() or [""]
         if name not in OPTIONS or not values:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
             hint = (

@@ -6,11 +6,9 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 import threading
 
 from corral import __version__
-from corral.cli.exits import FAILED, OK
 from corral.config import DEFAULT_MODEL, DEFAULT_PORT, Settings, parse_host
 from corral.errors import CorralError
 from corral.store.local import Store
@@ -35,8 +33,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     store = Store(settings.models)
     with contextlib.suppress(CorralError, OSError):
         store.prune()
-    if arguments.model and (code := _fetch(store, settings, arguments.model)):
-        return code
+    if arguments.model:
+        _fetch(store, settings, arguments.model)
     if arguments.with_parent:
         threading.Thread(target=_stop_with_parent, daemon=True).start()
     from corral.server.serve import serve
@@ -50,7 +48,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     return serve(settings, on_listening=announce)
 
 
-def _fetch(store: Store, settings: Settings, name: str) -> int:
+def _fetch(store: Store, settings: Settings, name: str) -> None:
     """Pull the model unless it is there."""
     try:
         store.find(name)
@@ -58,12 +56,7 @@ def _fetch(store: Store, settings: Settings, name: str) -> int:
         from corral.cli.offline import StoreLibrary
         from corral.cli.progress import follow
 
-        try:
-            follow(StoreLibrary(settings).pull(name))
-        except CorralError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return FAILED
-    return OK
+        follow(StoreLibrary(settings).pull(name))
 
 
 def _welcome(store: Store, host: str, port: int, wanted: str | None) -> str:
