@@ -1,7 +1,7 @@
-"""Measure corral, beside llama-server where it is installed, in one run: `make bench` or `bench.py [PART ...]`.
+"""Measure corral beside llama-server, where that is installed: `make bench` or `bench.py [PART ...]`.
 
 Parts: throughput, accuracy, start, memory, waste, idle (default: all). LLAMA_SERVER names the peer's program.
-Each figure is printed as one JSON line; --json FILE keeps them all. The two servers take turns, --rounds times, and
+Each figure is printed as one JSON line; --json FILE keeps them all. The servers take turns, --rounds times, and
 medians are compared.
 """
 
@@ -45,7 +45,7 @@ def report(figure: str, **values: object) -> None:
 @contextlib.contextmanager
 def server(command: list[str], port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server process that answers on `port`, ended with its children."""
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         command, stdout=log, stderr=log, env=dict(os.environ, **environment), start_new_session=True
     )
@@ -84,7 +84,9 @@ def corral(port: int, **environment: str) -> contextlib.AbstractContextManager[s
     return server([str(CORRAL), "serve"], port, OLLAMA_HOST=f"127.0.0.1:{port}", **environment)
 
 
-def llama_server(binary: str, path: Path, port: int, users: int) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+def llama_server(
+    binary: str, path: Path, port: int, users: int
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """llama-server with a slot a user, one KV stream a slot and all cores."""
     threads = str(len(os.sched_getaffinity(0)))
     command = [binary, "-m", str(path), "--host", "127.0.0.1", "--port", str(port), "-np", str(users)]
@@ -121,18 +123,25 @@ def _one_load(port: int, model: str, users: int, turn: int) -> dict[str, float]:
 
 def _compare(model: str, users: int, rates: dict[str, list[dict[str, float]]]) -> None:
     medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in rates.items() if runs
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in rates.items()
+        if runs
     }
     for name, values in medians.items():
-        report("throughput", model=model, server=name, **{key: round(value, 3) for key, value in values.items()})
+        report(
+            "throughput", model=model, server=name, **{key: round(value, 3) for key, value in values.items()}
+        )
     if len(medians) == 2:
         ours, theirs = medians["corral"], medians["llama-server"]
-        ratio = {key: round(ours[key] / theirs[key], 2) for key in ("total_new_tps", "user_decode_tps", "first_token_s")}
+        ratio = {
+            key: round(ours[key] / theirs[key], 2)
+            for key in ("total_new_tps", "user_decode_tps", "first_token_s")
+        }
         report("throughput ratio", model=model, users=users, **ratio)
 
 
 def accuracy(arguments: argparse.Namespace) -> None:
-    """Mean KL divergence from the float32 truth over the goldens, and how often the likeliest token agrees."""
+    """Mean KL divergence from the float32 truth over the goldens, and top-1 agreement."""
     for model in arguments.models:
         goldens = np.load(ROOT / "tests" / "goldens" / f"{MODELS[model]}.npz")
         port = free_port()
@@ -195,7 +204,9 @@ def start(arguments: argparse.Namespace) -> None:
                 seconds["llama-server"].append(time.perf_counter() - begin)
     for name, runs in seconds.items():
         if runs:
-            report("start to first token", model=model, server=name, seconds=round(statistics.median(runs), 3))
+            report(
+                "start to first token", model=model, server=name, seconds=round(statistics.median(runs), 3)
+            )
 
 
 def _until_loaded(port: int, model: str) -> None:
@@ -252,7 +263,7 @@ async def _peak(port: int, model: str, pid: int) -> int:
 
 
 def waste(arguments: argparse.Namespace) -> None:
-    """KV slots allocated and not used by tokens, under mixed prompt lengths, as a share; mean over the run."""
+    """Share of allocated KV slots that no token uses, under mixed prompt lengths; mean over the run."""
     model = arguments.models[0]
     port = free_port()
     with corral(port):
@@ -267,13 +278,17 @@ async def _waste(port: int, model: str) -> list[float]:
     shares = []
     while not all(task.done() for task in running):
         await asyncio.sleep(0.2)
-        url = f"http://127.0.0.1:{port}/health/ready"
-        state = json.loads(await asyncio.to_thread(lambda: urllib.request.urlopen(url).read()))["models"][0]
+        state = (await asyncio.to_thread(ready, port))["models"][0]
         slots = state["blocks_used"] * state["block_size"]
         if slots:
             shares.append(1 - state["tokens_held"] / slots)
     await asyncio.gather(*running)
     return shares
+
+
+def ready(port: int) -> dict:  # type: ignore[type-arg]
+    """What /health/ready says."""
+    return json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready"))  # type: ignore[no-any-return]
 
 
 def idle(arguments: argparse.Namespace) -> None:
@@ -313,7 +328,9 @@ def main() -> int:
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
     parser.add_argument("--users", type=lambda text: [int(n) for n in text.split(",")], default=[1, 20])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--llama-server", default=os.environ.get("LLAMA_SERVER") or shutil.which("llama-server"))
+    parser.add_argument(
+        "--llama-server", default=os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
+    )
     parser.add_argument("--kv-bytes", type=int, default=23040, help="KV bytes a token of the first model")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     arguments = parser.parse_args()

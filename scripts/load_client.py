@@ -1,6 +1,6 @@
 """A light load client: users side by side on any OpenAI-compatible server, over raw sockets.
 
-Every user has its own random prompt, so that no prefix is shared; replies always have `max_tokens` tokens (ignore_eos).
+Every user has its own random prompt, so that no prefix is shared; replies always have `max_tokens` tokens.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ WORDS = (
     "garden glass hammer harbor island jacket kettle ladder lantern marble market meadow mirror needle "
     "orange paper pencil planet pocket quarry ribbon river saddle silver spring stable summer table "
     "thunder timber tunnel velvet village violin walnut window winter wonder yellow"
-).split()
+).split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ async def complete(port: int, model: str, text: str, max_tokens: int) -> Reply:
     return Reply(first - start, last - start, usage["prompt_tokens"], usage["completion_tokens"])
 
 
-async def load(port: int, model: str, users: int, *, words: int, max_tokens: int, seed: int) -> dict[str, float]:
+async def load(
+    port: int, model: str, users: int, *, words: int, max_tokens: int, seed: int
+) -> dict[str, float]:
     """Run `users` completions side by side; medians, and tokens a second over all."""
     start = time.perf_counter()
     replies = await asyncio.gather(

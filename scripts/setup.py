@@ -1,6 +1,6 @@
 """Make the virtual environment and install corral into it: `setup.py VENV [--dev]`.
 
-Needs Python 3.11+ with venv and a C++ compiler; everything else comes from the package index that pip is set up for.
+Needs Python 3.11+ with venv and a C++ compiler; the rest comes from the package index that pip is set up for.
 """
 
 import shutil
@@ -33,8 +33,8 @@ def main() -> int:
 
 def _missing() -> str:
     """What the machine lacks, with the remedy, or nothing."""
-    if sys.version_info < (3, 11):
-        return f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.12`"
+    if sys.version_info < (3, 11):  # noqa: UP036
+        return f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: try `make PYTHON=...`"
     try:
         import ensurepip  # noqa: F401
     except ImportError:
