@@ -1,7 +1,7 @@
 """Measure corral beside llama-server, where that is installed: `make bench` or `bench.py [PART ...]`.
 
 Parts: throughput, accuracy, start, memory, waste, idle (default: all). LLAMA_SERVER names the peer's program.
-Each figure is printed as one JSON line; --json FILE keeps them all. The servers take turns, --rounds times, and
+Each figure is printed as one JSON line; --json FILE keeps them all. Servers take turns, --rounds times, and
 medians are compared.
 """
 

@@ -10,12 +10,12 @@ import statistics
 import time
 from dataclasses import dataclass
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "apple anchor basket bridge candle carpet copper corner cotton dinner dragon engine fabric farmer "
     "garden glass hammer harbor island jacket kettle ladder lantern marble market meadow mirror needle "
     "orange paper pencil planet pocket quarry ribbon river saddle silver spring stable summer table "
     "thunder timber tunnel velvet village violin walnut window winter wonder yellow"
-).split()  # noqa: SIM905
+).split()
 
 
 @dataclass(frozen=True)
