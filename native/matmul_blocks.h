@@ -28,6 +28,7 @@ namespace corral {
 extern const MatmulKernels kScalarMatmul;
 #if defined(__x86_64__)
 extern const MatmulKernels kAvx2Matmul;
+extern const MatmulKernels kAvx512VnniMatmul;
 #endif
 
 // Internal linkage: every instruction set's file must have its own copies.
@@ -43,10 +44,11 @@ inline Grouping grouping_of(const Matrix& matrix) {
 
 // The scales of one block of a panel, ready for use. Which fields count depends on the Grouping.
 struct alignas(64) BlockScales {
-  struct {
+  struct Group {
     float scale[kPanelRows];
     float offset[kPanelRows];
-  } group[2];
+  };
+  Group group[2];
 };
 struct alignas(64) BlockSubScales {
   int16_t sub[2][kPanelRows][2];  // each twice, for multiplying pairs
@@ -68,6 +70,28 @@ inline void for_tiles(int n, const Body& body) {
       ((width == W + 1 ? body(std::integral_constant<int, W + 1>{}, row) : void()), ...);
     }(std::make_integer_sequence<int, Most>{});
     row += width;
+  }
+}
+
+// Results pass through a strip of memory that fits the first cache. Straight to `out`, rows of a power-of-two width
+// would all fall into one set of it, and every line would be fetched and written twice.
+constexpr int kStripPanels = 8;
+constexpr int kStripRows = 64;
+using StripRow = float[kStripPanels * kPanelRows];
+
+// Calls body(first row, rows, first panel, end, strip) for parts of the result; strip[n][(panel - first) * 8 + lane].
+template <class Body>
+inline void for_strips(const Matrix& matrix, int n_rows, int panel_begin, int panel_end, float* out, size_t ld_out,
+                       const Body& body) {
+  alignas(64) StripRow strip[kStripRows];
+  for (int row = 0; row < n_rows; row += kStripRows) {
+    const int n = std::min(kStripRows, n_rows - row);
+    for (int panel = panel_begin; panel < panel_end; panel += kStripPanels) {
+      const int end = std::min(panel + kStripPanels, panel_end);
+      body(row, n, panel, end, strip);
+      const int first = panel * kPanelRows, width = std::min(end * kPanelRows, matrix.rows()) - first;
+      for (int i = 0; i < n; ++i) std::copy_n(strip[i], width, out + static_cast<size_t>(row + i) * ld_out + first);
+    }
   }
 }
 

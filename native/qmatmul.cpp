@@ -6,7 +6,8 @@ namespace corral {
 
 const MatmulKernels& kernels(Isa isa) {
 #if defined(__x86_64__)
-  if (isa != Isa::Scalar) return kAvx2Matmul;
+  if (isa == Isa::Avx512Vnni) return kAvx512VnniMatmul;
+  if (isa == Isa::Avx2) return kAvx2Matmul;
 #endif
   static_cast<void>(isa);
   return kScalarMatmul;

@@ -34,6 +34,7 @@ struct ActivationRows {
   ActivationBlock* row(int n) const {
     return reinterpret_cast<ActivationBlock*>(memory + activations_bytes(cols) * static_cast<size_t>(n));
   }
+  ActivationRows from(int n) const { return {memory + activations_bytes(cols) * static_cast<size_t>(n), cols}; }
 };
 
 // One table an instruction set. Panels [panel_begin, panel_end) of the matrix go to

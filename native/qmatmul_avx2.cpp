@@ -163,13 +163,11 @@ inline void signed_block(const std::byte* codes, const ScaleSegment& scales, int
   }
 }
 
-// out [T][8] += `blocks` blocks of a panel times T rows.
+// Adds `blocks` blocks of a panel times T rows to acc [T].
 template <Codes C, Grouping G, int T>
-void multiply_tile(const std::byte* codes, const ScaleSegment& scales, int blocks, const ActivationBlock* const* x,
-                   float (*out)[kPanelRows]) {
+inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, int blocks,
+                          const ActivationBlock* const* x, __m256* acc) {
   constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;
-  __m256 acc[T];
-  for (int t = 0; t < T; ++t) acc[t] = _mm256_load_ps(out[t]);
   for (int block = 0; block < blocks; ++block, codes += kCodeBytes) {
     if constexpr (C == Codes::S8) {
       signed_block<G, T>(codes, scales, block, x, acc);
@@ -177,37 +175,26 @@ void multiply_tile(const std::byte* codes, const ScaleSegment& scales, int block
       unsigned_block<C, G, T>(codes, scales, block, x, acc);
     }
   }
-  for (int t = 0; t < T; ++t) _mm256_store_ps(out[t], acc[t]);
 }
 
-// Results of some rows in one panel, kept in `out` between segments of columns.
-struct Target {
-  float* out;
-  size_t ld;
-  int lanes;  // rows of the matrix in this panel
-
-  float* row(int n) const { return out + static_cast<size_t>(n) * ld; }
-  void load(int n, float* to) const { std::copy_n(row(n), lanes, to); }
-  void store(int n, const float* from) const { std::copy_n(from, lanes, row(n)); }
-};
-
+// Blocks [begin, begin + blocks) of a panel times n rows; sums of earlier blocks lie in strip[n][column...].
 template <Codes C, Grouping G>
 void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
-                      const ActivationRows& x, int n_rows, const Target& target) {
+                      const ActivationRows& x, int n_rows, StripRow* strip, int column) {
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
-    alignas(32) float tile[T][kPanelRows] = {};
+    __m256 acc[T];
     for (int t = 0; t < T; ++t) {
       rows[t] = x.row(first + t) + begin;
-      if (begin > 0) target.load(first + t, tile[t]);
+      acc[t] = begin > 0 ? _mm256_load_ps(strip[first + t] + column) : _mm256_setzero_ps();
     }
-    multiply_tile<C, G, T>(codes, scales, blocks, rows, tile);
-    for (int t = 0; t < T; ++t) target.store(first + t, tile[t]);
+    multiply_tile<C, G, T>(codes, scales, blocks, rows, acc);
+    for (int t = 0; t < T; ++t) _mm256_store_ps(strip[first + t] + column, acc[t]);
   });
 }
 
 using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int, const ActivationRows&, int,
-                                 const Target&);
+                                 StripRow*, int);
 
 // [codes][grouping]
 constexpr MultiplySegment kMultiply[4][4] = {
@@ -221,21 +208,28 @@ constexpr MultiplySegment kMultiply[4][4] = {
      multiply_segment<Codes::S8, Grouping::Halves>, multiply_segment<Codes::S8, Grouping::SubScaled>},
 };
 
+void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows, int panel,
+                    StripRow* strip, int column) {
+  ScaleSegment scales;
+  for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
+    const int end = std::min(begin + kSegmentBlocks, matrix.blocks());
+    expand_segment(matrix, panel, begin, end, scales);
+    const std::byte* codes = matrix.panel_codes(panel) + matrix.block_code_bytes() * static_cast<size_t>(begin);
+    multiply(codes, scales, begin, end - begin, x, n_rows, strip, column);
+  }
+}
+
 void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, int panel_begin, int panel_end,
                    float* out, size_t ld_out) {
   const MultiplySegment multiply =
       kMultiply[static_cast<int>(matrix.codes())][static_cast<int>(grouping_of(matrix))];
-  ScaleSegment scales;
-  for (int panel = panel_begin; panel < panel_end; ++panel) {
-    const int row = panel * kPanelRows;
-    const Target target{out + row, ld_out, std::min(kPanelRows, matrix.rows() - row)};
-    for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
-      const int end = std::min(begin + kSegmentBlocks, matrix.blocks());
-      expand_segment(matrix, panel, begin, end, scales);
-      const std::byte* codes = matrix.panel_codes(panel) + matrix.block_code_bytes() * static_cast<size_t>(begin);
-      multiply(codes, scales, begin, end - begin, x, n_rows, target);
-    }
-  }
+  for_strips(matrix, n_rows, panel_begin, panel_end, out, ld_out,
+             [&](int row, int n, int first, int end, StripRow* strip) {
+               const ActivationRows rows = x.from(row);
+               for (int panel = first; panel < end; ++panel) {
+                 multiply_panel(matrix, multiply, rows, n, panel, strip, (panel - first) * kPanelRows);
+               }
+             });
 }
 
 }  // namespace
