@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from corral.engine.protocol import Output
+from corral.engine.protocol import Load, Output, Ready
 from corral.errors import ModelNotFound
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
@@ -92,6 +92,20 @@ class FakeEngine:
     alive: bool = True
     ids: Any = field(default_factory=itertools.count)
     stopped: bool = False
+
+    ready: Ready = field(
+        default_factory=lambda: Ready(
+            context_length=512,
+            vocab_size=300,
+            num_blocks=64,
+            block_size=16,
+            weight_bytes=1000,
+            kv_bytes=3321,
+            load_ns=1,
+            isa="none",
+        )
+    )
+    load: Load = field(default_factory=Load)
 
     def healthy(self) -> bool:
         return self.alive

@@ -76,6 +76,31 @@ async def until(condition, seconds=20):
             await asyncio.sleep(0.01)
 
 
+def tokens_of(outputs):
+    return [token for output in outputs for token in output.tokens]
+
+
+def test_a_lagging_reader_gets_what_waits_as_one_output(model_path):
+    params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=12, logprobs=1)
+
+    async def check():
+        async with running(model_path) as client:
+            prompt_reader = await collect(client, [5, 6, 7], params)
+            outputs = []
+            async with aclosing(client.generate([5, 6, 7], params)) as stream:
+                outputs.append(await anext(stream))
+                await until(lambda: not client.load.running)
+                outputs += [output async for output in stream]
+        assert len(outputs) == 2  # the first, and all the rest
+        for name in ("tokens", "logprobs"):
+            merged = [item for output in outputs for item in getattr(output, name)]
+            assert merged == [item for output in prompt_reader for item in getattr(output, name)]
+        assert outputs[-1].finish == FinishReason.LENGTH
+        assert outputs[-1].stats.output_tokens == 12
+
+    asyncio.run(check())
+
+
 async def collect(client, prompt, params):
     return [output async for output in client.generate(prompt, params)]
 
@@ -87,8 +112,8 @@ def test_many_requests_stream_side_by_side(model_path):
             alone = [await collect(client, [id + 1, 5, 6], params) for id in range(6)]
             together = await asyncio.gather(*(collect(client, [id + 1, 5, 6], params) for id in range(6)))
             for one, other in zip(alone, together, strict=True):
-                assert [o.tokens for o in one] == [o.tokens for o in other]
-                assert len(one) == 6 and one[-1].finish == FinishReason.LENGTH
+                assert tokens_of(one) == tokens_of(other)
+                assert len(tokens_of(one)) == 6 and one[-1].finish == FinishReason.LENGTH
             assert client.ready.context_length == 512 and client.ready.block_size == 16
             assert client.healthy() and client.load.steps >= 36
 

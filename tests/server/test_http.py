@@ -264,6 +264,10 @@ def test_health_is_live_and_ready_tells_of_a_stuck_engine(server: LiveServer) ->
     assert server.raw("GET", "/health")[0] == 200
     assert server.raw("GET", "/health/ready")[0] == 200
     server.post("/api/generate", prompt="x", stream=False)
+    _, _, body = server.raw("GET", "/health/ready")
+    [model] = json.loads(body)["models"]
+    assert model["name"] == "tiny:latest"
+    assert (model["num_blocks"], model["block_size"], model["blocks_used"]) == (64, 16, 0)
     server.engine.alive = False
     status, _, body = server.raw("GET", "/health/ready")
     assert (status, b"tiny:latest" in body) == (503, True)

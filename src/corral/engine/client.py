@@ -115,9 +115,7 @@ class EngineClient:
         self._watch()
         try:
             while True:
-                output = await inbox.get()
-                if isinstance(output, EngineFailed):
-                    raise output
+                output = await _next(inbox)
                 if output.finish:
                     self._streams.pop(id, None)
                 yield output
@@ -254,6 +252,25 @@ class EngineClient:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # or it could be collected while it runs
         task.add_done_callback(self._tasks.discard)
+
+
+async def _next(inbox: asyncio.Queue[Output | EngineFailed]) -> Output:
+    """What came since the last look, as one output: a reader that lags catches up in one go."""
+    output = await inbox.get()
+    while not inbox.empty() and not isinstance(output, EngineFailed) and not output.finish:
+        later = inbox.get_nowait()
+        if isinstance(later, EngineFailed):
+            raise later
+        output = msgspec.structs.replace(
+            later,
+            tokens=output.tokens + later.tokens,
+            logprobs=output.logprobs + later.logprobs,
+            prompt_logprobs=output.prompt_logprobs or later.prompt_logprobs,
+            stats=later.stats or output.stats,
+        )
+    if isinstance(output, EngineFailed):
+        raise output
+    return output
 
 
 async def _spawn(theirs: socket.socket) -> asyncio.subprocess.Process:

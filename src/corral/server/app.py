@@ -2,16 +2,17 @@
 
 from collections.abc import Awaitable, Callable
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from corral.config import Settings
 from corral.errors import CorralError
-from corral.pool.pool import Pool
+from corral.pool.pool import LoadedModel, Pool
 from corral.server.dialects.ollama import OllamaText
 from corral.server.dialects.ollama_models import OllamaModels
 from corral.server.dialects.openai import OpenAI
@@ -56,15 +57,21 @@ async def _live(request: Request) -> Response:
 
 def _ready(service: Service) -> Endpoint:
     async def ready(request: Request) -> Response:
-        """GET /health/ready: takes work, and no loaded engine is stuck."""
+        """GET /health/ready: takes work, and no loaded engine is stuck; how full each one is."""
         if service.drain.draining:
             return PlainTextResponse("draining", 503)
         stuck = [str(model.name) for model in service.pool.loaded() if not model.engine.healthy()]
         if stuck:
             return PlainTextResponse(f"not making progress: {', '.join(stuck)}", 503)
-        return PlainTextResponse("ok")
+        return JSONResponse({"status": "ok", "models": [_fullness(model) for model in service.pool.loaded()]})
 
     return ready
+
+
+def _fullness(model: LoadedModel) -> dict[str, object]:
+    ready = model.engine.ready
+    kv = {"num_blocks": ready.num_blocks, "block_size": ready.block_size, "kv_bytes": ready.kv_bytes}
+    return {"name": str(model.name), **kv, **msgspec.structs.asdict(model.engine.load)}
 
 
 async def _tell(request: Request, error: Exception) -> Response:
