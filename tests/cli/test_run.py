@@ -197,3 +197,12 @@ def test_without_a_server_run_brings_its_own_and_stops_it(with_private_server):
 def test_a_private_server_that_cannot_start_says_why(corral, tmp_path):
     done = corral("run", "tiny", "x", CORRAL_THREADS="many")
     assert done.returncode == 2 and "CORRAL_THREADS" in done.stderr
+
+
+@pytest.mark.model
+def test_a_real_model_answers_through_a_server_of_its_own(corral, smollm2_path):
+    assert corral("pull", str(smollm2_path), "--name", "smollm2:135m").returncode == 0
+    done = corral("run", "smollm2:135m", "--temperature", "0", "--max-tokens", "8", "--json", "What is 2+2?")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["message"]["content"] and answer["eval_count"] <= 8
