@@ -1,28 +1,32 @@
 """Fixtures for every test: real models are found or fetched once, or the test is skipped."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
+from corral.errors import ModelNotFound, PullFailed
+from corral.server.details import read_config
+from corral.store.local import Store
+from corral.store.pull import pull
+
+CACHE = Path(__file__).resolve().parent.parent / ".test-models"
+
 
 def _real_model(name: str, file: str) -> Path:
-    """The GGUF of a catalogue model: from CORRAL_TEST_MODELS, from the store, or pulled into it."""
+    """The GGUF of a catalogue model: from CORRAL_TEST_MODELS, or pulled into the checkout's store."""
     folder = os.environ.get("CORRAL_TEST_MODELS")
     if folder and (Path(folder) / file).exists():
         return Path(folder) / file
-    from corral.config import load_settings
-    from corral.errors import CorralError
-    from corral.store.local import Store
-    from corral.store.names import ModelName
-    from corral.store.pull import pull
-
-    store = Store(load_settings().models)
+    store = Store(CACHE)
     try:
-        for _ in pull(store, name):
+        with contextlib.suppress(ModelNotFound):
+            return store.find(name).path
+        for _ in pull(store, name, inspect=read_config):
             pass
-        return store.find(ModelName.parse(name)).path
-    except CorralError as error:
+        return store.find(name).path
+    except PullFailed as error:
         pytest.skip(f"{name} cannot be had here: {error}")
 
 

@@ -53,8 +53,8 @@ class PromptTooLarge(PromptTooLong):
     def __init__(self, size: int, context: int):
         InvalidRequest.__init__(
             self,
-            f"This model's context is {context} tokens, but the prompt has {size} bytes, far too many to fit. "
-            "Shorten the prompt.",
+            f"This model's context is {context} tokens, but the prompt has {size} bytes, far too "
+            "many to fit. Shorten the prompt.",
             "messages",
         )
         self.prompt, self.context, self.wanted = 0, context, 0

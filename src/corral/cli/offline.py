@@ -6,8 +6,8 @@ from collections.abc import Generator
 from typing import Any
 
 from corral.config import Settings
-from corral.server.details import model_details, model_info, modelfile, parameters_text, read_config
-from corral.store.local import Store, StoredModel
+from corral.server.details import model_card, model_row, read_config
+from corral.store.local import Store
 from corral.store.pull import pull
 
 Json = dict[str, Any]
@@ -21,25 +21,11 @@ class StoreLibrary:
 
     def list(self) -> builtins.list[Json]:
         """Every whole model, newest first."""
-        return [_row(stored) for stored in self.store.list()]
+        return [model_row(stored) for stored in self.store.list()]
 
     def show(self, name: str, verbose: bool) -> Json:
         """A model's facts."""
-        stored = self.store.find(name)
-        info, tensors, template = model_info(stored.path, verbose=verbose)
-        template = stored.template or template
-        return {
-            "license": stored.license,
-            "parameters": parameters_text(stored.params),
-            "template": template,
-            "system": stored.system,
-            "modelfile": modelfile(stored, template),
-            "details": model_details(stored),
-            "model_info": info,
-            "tensors": tensors,
-            "capabilities": ["completion"],
-            "modified_at": stored.modified_at.isoformat(),
-        }
+        return model_card(self.store.find(name), verbose)
 
     def delete(self, name: str) -> None:
         """Remove a model."""
@@ -55,15 +41,3 @@ class StoreLibrary:
                 }
         finally:
             steps.close()
-
-
-def _row(stored: StoredModel) -> Json:
-    return {
-        "name": stored.name.display,
-        "model": stored.name.display,
-        "modified_at": stored.modified_at.isoformat(),
-        "size": stored.size,
-        "digest": stored.digest,
-        "details": model_details(stored),
-        "capabilities": ["completion"],
-    }

@@ -70,6 +70,40 @@ def model_details(stored: StoredModel) -> dict[str, Any]:
     return {**details, **extra}
 
 
+def model_row(stored: StoredModel) -> dict[str, Any]:
+    """A row of /api/tags."""
+    return {
+        "name": stored.name.display,
+        "model": stored.name.display,
+        "modified_at": stored.modified_at.isoformat(),
+        "size": stored.size,
+        "digest": stored.digest,
+        "details": model_details(stored),
+        "capabilities": ["completion"],
+    }
+
+
+def model_card(stored: StoredModel, verbose: bool) -> dict[str, Any]:
+    """What /api/show answers; fields that the model has not are left out."""
+    info, tensors, template = model_info(stored.path, verbose=verbose)
+    template = stored.template or template
+    texts = {
+        "license": stored.license,
+        "parameters": parameters_text(stored.params),
+        "template": template,
+        "system": stored.system,
+    }
+    return {
+        **{name: text for name, text in texts.items() if text},
+        "modelfile": modelfile(stored, template),
+        "details": model_details(stored),
+        "model_info": info,
+        "tensors": tensors,
+        "capabilities": ["completion"],
+        "modified_at": stored.modified_at.isoformat(),
+    }
+
+
 def model_info(path: Path, *, verbose: bool) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """The header as /api/show tells it: metadata, tensors, and the chat template."""
     with open_gguf(path) as file:

@@ -1,7 +1,7 @@
 """Ollama's endpoints about models: version, tags, ps, show, pull, delete."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any
@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.pool.pool import LoadedModel
-from corral.server.details import model_details, model_info, modelfile, parameters_text, read_config
+from corral.server.details import model_card, model_details, model_row, read_config
 from corral.server.dialects.ollama import last_line
 from corral.server.dialects.ollama_replies import NDJSON
 from corral.server.dialects.ollama_types import ModelRequest
@@ -20,7 +20,6 @@ from corral.server.limits import read_body
 from corral.server.service import Service
 from corral.server.wire import decode, encode, present
 from corral.server.work import Work, single, stream
-from corral.store.local import StoredModel
 from corral.store.progress import Progress
 from corral.store.pull import pull
 
@@ -58,7 +57,7 @@ class OllamaModels:
     async def tags(self, request: Request) -> Response:
         """GET /api/tags: the store's models, newest first."""
         stored = await asyncio.to_thread(self.service.store.list)
-        return _json({"models": [_tag(model) for model in stored]})
+        return _json({"models": [model_row(model) for model in stored]})
 
     async def ps(self, request: Request) -> Response:
         """GET /api/ps: the models in memory, the longest-lived first."""
@@ -70,7 +69,7 @@ class OllamaModels:
         """POST /api/show."""
         wire = decode(await read_body(request), ModelRequest)
         stored = await self.service.find(_required(wire))
-        return _json(await asyncio.to_thread(_show, stored, bool(wire.verbose)))
+        return _json(await asyncio.to_thread(model_card, stored, bool(wire.verbose)))
 
     async def delete(self, request: Request) -> Response:
         """DELETE /api/delete: out of memory first, then out of the store."""
@@ -99,18 +98,6 @@ def _json(value: object) -> Response:
     return Response(encode(value), media_type="application/json; charset=utf-8")
 
 
-def _tag(stored: StoredModel) -> dict[str, Any]:
-    return {
-        "name": stored.name.display,
-        "model": stored.name.display,
-        "modified_at": stored.modified_at.isoformat(),
-        "size": stored.size,
-        "digest": stored.digest,
-        "details": model_details(stored),
-        "capabilities": ["completion"],
-    }
-
-
 def _expiry(model: LoadedModel) -> float:
     return model.expires_at.timestamp() if model.expires_at else inf
 
@@ -130,26 +117,7 @@ def _loaded(model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _show(stored: StoredModel, verbose: bool) -> dict[str, Any]:
-    info, tensors, template = model_info(stored.path, verbose=verbose)
-    template = stored.template or template
-    return {
-        **present(
-            license=stored.license,
-            parameters=parameters_text(stored.params),
-            template=template,
-            system=stored.system,
-        ),
-        "modelfile": modelfile(stored, template),
-        "details": model_details(stored),
-        "model_info": info,
-        "tensors": tensors,
-        "capabilities": ["completion"],
-        "modified_at": stored.modified_at.isoformat(),
-    }
-
-
-async def _pull(progress: Iterator[Progress]) -> AsyncGenerator[Progress, None]:
+async def _pull(progress: Generator[Progress, None, None]) -> AsyncGenerator[Progress, None]:
     """Take each step on a thread. A cancelled pull is closed as soon as the running step lets go."""
     step: asyncio.Future[Progress | None] | None = None
     try:
@@ -162,7 +130,7 @@ async def _pull(progress: Iterator[Progress]) -> AsyncGenerator[Progress, None]:
     finally:
         if step is not None and not step.done():
             await asyncio.wait({step})
-        await asyncio.to_thread(progress.close)  # type: ignore[attr-defined]
+        await asyncio.to_thread(progress.close)
 
 
 async def _lines(steps: AsyncGenerator[Progress, None]) -> AsyncGenerator[bytes, None]:
