@@ -64,7 +64,9 @@ SamplingRows sampling_of(nb::handle rows) {
 Batch batch_of(nb::handle batch) {
   const auto blocks = array<int32_t, 2>(batch, "blocks");
   const auto starts = column<int32_t>(batch, "starts");
-  if (blocks.shape(0) + 1 != starts.size()) throw std::invalid_argument("wrong batch: blocks must have one row a sequence");
+  if (blocks.shape(0) + 1 != starts.size()) {
+    throw std::invalid_argument("wrong batch: blocks must have one row a sequence");
+  }
   return {
       .tokens = column<int32_t>(batch, "tokens"),
       .positions = column<int32_t>(batch, "positions"),
@@ -158,8 +160,9 @@ void bind_program(nb::module_& m) {
       .def("add_kv_layer", [](Program& p, int kv_heads, int head_dim, int window) {
             return p.model.add_kv_layer(kv_heads, head_dim, window);
           }, nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("window"), "window 0 = all positions.")
-      .def("add_matrix", [](Program& p, std::shared_ptr<Matrix> matrix) { return p.model.add_matrix(std::move(matrix)); },
-           nb::arg("matrix"))
+      .def("add_matrix", [](Program& p, std::shared_ptr<Matrix> matrix) {
+            return p.model.add_matrix(std::move(matrix));
+          }, nb::arg("matrix"))
       .def("add_vector", [](Program& p, Array<float, 1> values) {
             return p.model.add_vector({values.data(), values.data() + values.shape(0)});
           }, nb::arg("values").noconvert())
