@@ -9,6 +9,7 @@ from corral.errors import UserError
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 11434
 DEFAULT_MODEL = "smollm2:135m"
+ISAS = ("auto", "scalar", "avx2", "avx512vnni")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Settings:
     threads: int = 0  # 0 = the cores that this process may use
     batch_tokens: int = 256  # tokens computed in one step
     max_sequences: int = 64  # sequences computed side by side
+    isa: str = "auto"  # native kernels: the best that the processor has, or one of ISAS
     origins: tuple[str, ...] = ()  # web pages that may call us beside local ones; `*` matches anything
 
 
@@ -58,6 +60,7 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
         threads=env.integer("CORRAL_THREADS", 0),
         batch_tokens=max(1, env.integer("CORRAL_BATCH_TOKENS", 256)),
         max_sequences=max(1, env.integer("CORRAL_MAX_SEQUENCES", 64)),
+        isa=env.choice("CORRAL_ISA", ISAS),
         origins=tuple(part.strip() for part in env.text("OLLAMA_ORIGINS", "").split(",") if part.strip()),
     )
 
@@ -81,7 +84,7 @@ def parse_duration(text: str) -> float:
         return float(text)
     sign = -1.0 if text.startswith("-") else 1.0
     parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
-    if not parts or "".join(a + b for a, b in parts) != text.lstrip("+-"):
+    if not parts or "".join(a + b for a, b in parts) != re.sub(r"^[-+]", "", text):
         raise ValueError(f"'{text}' is not a duration like 5m or 1h30m")
     units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
     return sign * sum(float(value) * units[unit] for value, unit in parts)
@@ -100,6 +103,12 @@ class _Environment:
 
     def text(self, name: str, default: str) -> str:
         return self.values.get(name, "").strip().strip("\"'") or default
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        text = self.text(name, choices[0])
+        if text not in choices:
+            raise UserError(f"{name}: '{text}' is not one of {', '.join(choices)}")
+        return text
 
     def integer(self, name: str, default: int) -> int:
         text = self.text(name, "")

@@ -89,6 +89,7 @@ async def load_model(
         kv_bytes=memory.kv,
         eos_ids=sorted(tokenizer.eos_ids),
         max_queue=settings.max_queue,
+        isa=settings.isa,
     )
     starting = asyncio.ensure_future(
         start_engine(spec, load_timeout=settings.load_timeout, step_timeout=settings.step_timeout)
