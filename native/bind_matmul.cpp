@@ -122,15 +122,15 @@ Result<float> matmul(const Matrix& matrix, const Rows<float>& x, int threads, co
 
 nb::tuple quantize_row(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& x,
                        const std::string& isa) {
-  const size_t cols = x.shape(0), blocks = cols / kBlock;
+  const size_t cols = x.shape(0);
   if (cols % kBlock != 0) throw std::invalid_argument("the width must be a multiple of 32");
   const Memory memory = quantize_rows(*choose_kernels(isa).matmul, x.data(), 1, static_cast<int>(cols));
   const ActivationBlock* row = ActivationRows{memory.get(), static_cast<int>(cols)}.row(0);
   auto q = new_array<int8_t>({cols});
-  auto scale = new_array<float>({blocks});
-  for (size_t block = 0; block < blocks; ++block) {
+  auto scale = new_array<float>({cols / 16});
+  for (size_t block = 0; block < cols / kBlock; ++block) {
     std::memcpy(q.data() + block * kBlock, row[block].q, kBlock);
-    scale.data()[block] = row[block].scale;
+    std::copy_n(row[block].scale, 2, scale.data() + 2 * block);
   }
   return nb::make_tuple(q, scale);
 }
@@ -169,6 +169,6 @@ void bind_matmul(nb::module_& m) {
   bind_matrix(m);
   m.def("matmul", matmul, nb::arg("matrix"), nb::arg("x").noconvert(), nb::arg("threads"), nb::arg("isa"),
         nb::arg("chunk") = 4, "x [N, cols] times the matrix's rows, as an executor does it: [N, rows].");
-  m.def("quantize_row", quantize_row, nb::arg("x").noconvert(), nb::arg("isa"), "(codes, a scale for every 32 of them).");
+  m.def("quantize_row", quantize_row, nb::arg("x").noconvert(), nb::arg("isa"), "(codes, a scale for every 16 of them).");
   m.def("isas", isas, "Names of the kernels that this processor can run.");
 }

@@ -1,16 +1,16 @@
 // What the quantised matmul kernels of all instruction sets share: the arithmetic of a block, and how rows are tiled.
 //
 // For one output, with acc = 0, the blocks of 32 columns in ascending order (x = the row's activation block,
-// i0, i1 = sums of code * q over the halves of the block, i = i0 + i1, fma rounds once):
-//   Whole      a group of 32:  acc = fma(i * scale, x.scale, acc);  acc = fma(offset, x.sum, acc)
-//   Halves     groups of 16:   acc = fma(fma(i1, scale1, i0 * scale0), x.scale, acc);
-//                              acc = fma(offset0, x.scale * s0, acc);  acc = fma(offset1, x.scale * s1, acc)
-//   SubScaled  groups of 16 with integer sub scales c0, c1, in whole numbers as far as they go:
-//              acc = fma((c0 * (i0 - zero * s0) + c1 * (i1 - zero * s1)) * scale, x.scale, acc)
-// where s0, s1 = x.code_sum, scale = super scale * sub scale, and offset = -(zero * scale) where none is stored.
+// x0, x1 = its scales, s0, s1 = its code sums, i0, i1 = sums of code * q over its halves, fma rounds once):
+//   Whole      a group of 32:  acc = fma(fma(i1, x1, i0 * x0), scale, acc);  acc = fma(offset, x.sum, acc)
+//   Halves     groups of 16:   acc = fma(i0 * scale0, x0, acc);    acc = fma(i1 * scale1, x1, acc);
+//                              acc = fma(offset0, x0 * s0, acc);   acc = fma(offset1, x1 * s1, acc)
+//   SubScaled  groups of 16 with integer sub scales c0, c1, in whole numbers as far as they go, super scale `scale`:
+//              acc = fma(fma(c1 * (i1 - zero * s1), x1, c0 * (i0 - zero * s0) * x0), scale, acc)
+// In the first two scale = super scale * sub scale, and offset = -(zero * scale) where none is stored.
 // S8 without zero point and offset leaves out the offset's fma.
 //
-// The int16 sums of code * q cannot overflow with |q| <= 127: 8 products-of-pairs of U4 reach 30480, 4 of U5 31496,
+// The int16 sums of code * q cannot overflow with |q| <= 127: 8 pairs of products of U4 reach 30480, 4 of U5 31496,
 // 2 of U6 32004, 1 of S8 32512.
 //
 // Float matrices: four sums by column % 4, each acc = fma(weight, x, acc) in ascending order;
@@ -51,11 +51,10 @@ struct alignas(64) BlockScales {
   Group group[2];
 };
 struct alignas(64) BlockSubScales {
-  int16_t sub[2][kPanelRows][2];  // each twice, for multiplying pairs
-  int16_t zero[kPanelRows][2];    // -zero * sub of both halves
+  int16_t sub[2][kPanelRows][2];   // each twice, for multiplying pairs
+  int16_t zero[2][kPanelRows][2];  // -zero * sub beside 0, for a pair of code sums
   float scale[kPanelRows];
 };
-static_assert(sizeof(BlockScales) == sizeof(BlockSubScales));
 
 constexpr int kFloatChains = 4;
 constexpr int kSegmentBlocks = 64;  // blocks whose scales are expanded at a time: they and their codes fit the first cache

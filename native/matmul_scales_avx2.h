@@ -59,7 +59,7 @@ inline void expand_super_scales(const Matrix& matrix, const std::byte* scales, i
 
 inline void expand_sub_scales(const Matrix& matrix, const std::byte* scales, int begin, int end, BlockSubScales* to) {
   constexpr int kBlocks = kSuper / kBlock;
-  const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(-matrix.zero()));
+  const __m128i zero = _mm_set1_epi16(static_cast<int16_t>(-matrix.zero()));
   const std::byte* super = scales + matrix.scale_bytes() * static_cast<size_t>(begin / kBlocks);
   for (int first = begin; first < end; first += kBlocks, super += matrix.scale_bytes()) {
     const __m256 scale = load_halves(super);
@@ -72,8 +72,9 @@ inline void expand_sub_scales(const Matrix& matrix, const std::byte* scales, int
       };
       _mm256_store_si256(reinterpret_cast<__m256i*>(to->sub[0]), pairs(first_half, first_half));
       _mm256_store_si256(reinterpret_cast<__m256i*>(to->sub[1]), pairs(second_half, second_half));
-      const __m256i both = _mm256_mullo_epi16(pairs(first_half, second_half), zero);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to->zero), both);
+      const __m128i none = _mm_setzero_si128();
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to->zero[0]), pairs(_mm_mullo_epi16(first_half, zero), none));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to->zero[1]), pairs(none, _mm_mullo_epi16(second_half, zero)));
       _mm256_store_ps(to->scale, scale);
     }
   }

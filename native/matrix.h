@@ -10,7 +10,7 @@
 namespace corral {
 
 constexpr int kPanelRows = 8;
-constexpr int kBlock = 32;   // columns of one block: one scale of the activations
+constexpr int kBlock = 32;   // columns of one block
 constexpr int kSuper = 256;  // columns of one super-block
 
 // How a weight's code is stored. F32, F16 and BF16 hold the weights themselves.

@@ -12,12 +12,13 @@
 
 namespace corral {
 
-// 32 columns of a row of activations: x[k] ~ scale * q[k] with |q| <= 127, and what offsets of weights multiply.
-// One record, so that a tile of several rows needs one pointer a row.
+// 32 columns of a row of activations: x[k] ~ scale[k / 16] * q[k] with |q| <= 127, and what offsets of weights
+// multiply. One record, so that a tile of several rows needs one pointer a row. Two scales, because one large value
+// spoils what shares its scale: with one for 32 columns real models lose twice as much.
 struct ActivationBlock {
   int8_t q[kBlock];
-  float scale;
-  float sum;            // scale * (code_sum[0] + code_sum[1])
+  float scale[2];
+  float sum;            // scale[0] * code_sum[0] + scale[1] * code_sum[1]
   int16_t code_sum[2];  // sum of each half's codes
 };
 

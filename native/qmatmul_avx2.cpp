@@ -69,77 +69,83 @@ inline Vector half_sum(const Vector w[8], const ActivationBlock& x, Vector by) {
   }
 }
 
-template <Codes C>
-inline Vector whole_sum(const Vector w[8], const ActivationBlock& x, Vector ones) {
-  if constexpr (C == Codes::U4) {
-    const Vector pairs = _mm256_add_epi16(pair_sums<0, 4>(w, x), pair_sums<4, 4>(w, x));
-    return _mm256_madd_epi16(pairs, ones);
-  } else {
-    return _mm256_add_epi32(half_sum<C, 0>(w, x, ones), half_sum<C, 1>(w, x, ones));
-  }
+// The two halves' sums by the scales of the activations.
+inline __m256 join(Vector first, Vector second, const ActivationBlock& x) {
+  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(first), _mm256_broadcast_ss(&x.scale[0]));
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), _mm256_broadcast_ss(&x.scale[1]), product);
 }
 
-inline __m256 add_whole(Vector sum, const BlockScales& by, const ActivationBlock& x, bool offset, __m256 acc) {
-  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(by.group[0].scale));
-  acc = _mm256_fmadd_ps(product, _mm256_broadcast_ss(&x.scale), acc);
-  return offset ? _mm256_fmadd_ps(_mm256_load_ps(by.group[0].offset), _mm256_broadcast_ss(&x.sum), acc) : acc;
+template <bool Offset>
+inline __m256 add_whole(Vector first, Vector second, const BlockScales& by, const ActivationBlock& x, __m256 acc) {
+  acc = _mm256_fmadd_ps(join(first, second, x), _mm256_load_ps(by.group[0].scale), acc);
+  return Offset ? _mm256_fmadd_ps(_mm256_load_ps(by.group[0].offset), _mm256_broadcast_ss(&x.sum), acc) : acc;
 }
 
 inline __m256 add_halves(Vector first, Vector second, const BlockScales& by, const ActivationBlock& x, __m256 acc) {
-  __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(first), _mm256_load_ps(by.group[0].scale));
-  product = _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), _mm256_load_ps(by.group[1].scale), product);
-  acc = _mm256_fmadd_ps(product, _mm256_broadcast_ss(&x.scale), acc);
+  const Vector sums[2] = {first, second};
   for (int half = 0; half < 2; ++half) {
-    const __m256 sum = _mm256_set1_ps(x.scale * static_cast<float>(x.code_sum[half]));
+    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[half]), _mm256_load_ps(by.group[half].scale));
+    acc = _mm256_fmadd_ps(product, _mm256_broadcast_ss(&x.scale[half]), acc);
+  }
+  for (int half = 0; half < 2; ++half) {
+    const __m256 sum = _mm256_set1_ps(x.scale[half] * static_cast<float>(x.code_sum[half]));
     acc = _mm256_fmadd_ps(_mm256_load_ps(by.group[half].offset), sum, acc);
   }
   return acc;
 }
 
-// `sum` has the sub scales in it already, but not the zero point.
-inline __m256 add_sub_scaled(Vector sum, const BlockSubScales& by, const ActivationBlock& x, __m256 acc) {
-  int32_t code_sums;
-  __builtin_memcpy(&code_sums, x.code_sum, sizeof code_sums);
-  const Vector zero = *reinterpret_cast<const Vector*>(by.zero);
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi32(code_sums), zero));
-  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(by.scale));
-  return _mm256_fmadd_ps(product, _mm256_broadcast_ss(&x.scale), acc);
+// The sums have the sub scales in them already, but not the zero point.
+inline __m256 add_sub_scaled(Vector first, Vector second, const BlockSubScales& by, const ActivationBlock& x,
+                             __m256 acc) {
+  int32_t pair;
+  __builtin_memcpy(&pair, x.code_sum, sizeof pair);
+  const Vector code_sums = _mm256_set1_epi32(pair);
+  const auto* zero = reinterpret_cast<const Vector*>(by.zero);
+  first = _mm256_add_epi32(first, _mm256_madd_epi16(code_sums, zero[0]));
+  second = _mm256_add_epi32(second, _mm256_madd_epi16(code_sums, zero[1]));
+  return _mm256_fmadd_ps(join(first, second, x), _mm256_load_ps(by.scale), acc);
 }
 
-inline Vector sub_scale(const BlockSubScales& by, int half) { return *reinterpret_cast<const Vector*>(by.sub[half]); }
+// Adds a block's sums of products, those of SubScaled with the sub scales.
+template <Grouping G>
+inline __m256 add_sums(Vector first, Vector second, const ScaleSegment& scales, int block, const ActivationBlock& x,
+                       __m256 acc) {
+  if constexpr (G == Grouping::SubScaled) return add_sub_scaled(first, second, scales.sub[block], x, acc);
+  if constexpr (G == Grouping::Halves) return add_halves(first, second, scales.block[block], x, acc);
+  return add_whole<G == Grouping::Whole>(first, second, scales.block[block], x, acc);
+}
+
+// What the sums of a half are multiplied by before they are widened.
+template <Grouping G>
+inline Vector factor(const ScaleSegment& scales, int block, int half) {
+  if constexpr (G == Grouping::SubScaled) return *reinterpret_cast<const Vector*>(scales.sub[block].sub[half]);
+  return _mm256_set1_epi16(1);
+}
 
 template <Codes C, Grouping G, int T>
 inline void unsigned_block(const std::byte* codes, const ScaleSegment& scales, int block,
                            const ActivationBlock* const* x, __m256* acc) {
   Vector w[8];
   unpack<C>(codes, w);
-  const Vector ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    const ActivationBlock& xb = x[t][block];
-    if constexpr (G == Grouping::Whole) {
-      acc[t] = add_whole(whole_sum<C>(w, xb, ones), scales.block[block], xb, true, acc[t]);
-    } else if constexpr (G == Grouping::Halves) {
-      acc[t] = add_halves(half_sum<C, 0>(w, xb, ones), half_sum<C, 1>(w, xb, ones), scales.block[block], xb, acc[t]);
-    } else {
-      const BlockSubScales& by = scales.sub[block];
-      const Vector sum = _mm256_add_epi32(half_sum<C, 0>(w, xb, sub_scale(by, 0)), half_sum<C, 1>(w, xb, sub_scale(by, 1)));
-      acc[t] = add_sub_scaled(sum, by, xb, acc[t]);
-    }
+    const Vector first = half_sum<C, 0>(w, x[t][block], factor<G>(scales, block, 0));
+    const Vector second = half_sum<C, 1>(w, x[t][block], factor<G>(scales, block, 1));
+    acc[t] = add_sums<G>(first, second, scales, block, x[t][block], acc[t]);
   }
 }
 
 // Signed codes: |w| * (x with w's sign), widened at once.
-template <int T>
-inline void add_signed(const std::byte* codes, int begin, int end, const ActivationBlock* const* x, int block,
-                       Vector by, Vector* sums) {
-#pragma GCC unroll 8
-  for (int g = begin; g < end; ++g) {
+template <int Half, int T>
+inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector by, Vector* sums) {
+#pragma GCC unroll 4
+  for (int g = 4 * Half; g < 4 * Half + 4; ++g) {
     const Vector w = load(codes, g), magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       const Vector pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(x[t][block], g), w));
-      sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(pairs, by));
+      const Vector wide = _mm256_madd_epi16(pairs, by);
+      sums[t] = g == 4 * Half ? wide : _mm256_add_epi32(sums[t], wide);
     }
   }
 }
@@ -147,20 +153,11 @@ inline void add_signed(const std::byte* codes, int begin, int end, const Activat
 template <Grouping G, int T>
 inline void signed_block(const std::byte* codes, const ScaleSegment& scales, int block,
                          const ActivationBlock* const* x, __m256* acc) {
-  const Vector ones = _mm256_set1_epi16(1);
-  const bool sub = G == Grouping::SubScaled;
-  Vector first[T] = {}, second[T] = {};
-  add_signed<T>(codes, 0, 4, x, block, sub ? sub_scale(scales.sub[block], 0) : ones, first);
-  constexpr bool kApart = G == Grouping::Halves;
-  add_signed<T>(codes, 4, 8, x, block, sub ? sub_scale(scales.sub[block], 1) : ones, kApart ? second : first);
+  Vector first[T], second[T];
+  signed_sums<0, T>(codes, x, block, factor<G>(scales, block, 0), first);
+  signed_sums<1, T>(codes, x, block, factor<G>(scales, block, 1), second);
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) {
-    const ActivationBlock& xb = x[t][block];
-    if constexpr (G == Grouping::SubScaled) acc[t] = add_sub_scaled(first[t], scales.sub[block], xb, acc[t]);
-    if constexpr (G == Grouping::Halves) acc[t] = add_halves(first[t], second[t], scales.block[block], xb, acc[t]);
-    if constexpr (G == Grouping::Whole) acc[t] = add_whole(first[t], scales.block[block], xb, true, acc[t]);
-    if constexpr (G == Grouping::WholeNoOffset) acc[t] = add_whole(first[t], scales.block[block], xb, false, acc[t]);
-  }
+  for (int t = 0; t < T; ++t) acc[t] = add_sums<G>(first[t], second[t], scales, block, x[t][block], acc[t]);
 }
 
 // Adds `blocks` blocks of a panel times T rows to acc [T].

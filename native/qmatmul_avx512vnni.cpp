@@ -67,25 +67,25 @@ inline void unpack(const std::byte* low, const std::byte* high, Vector w[8]) {
   }
 }
 
-// `start` + sum of code * q over vectors [Begin, Begin + Count).
-template <int Begin, int Count>
-inline Vector dot(Vector start, const Vector w[8], const ActivationBlock& x) {
-  for (int g = Begin; g < Begin + Count; ++g) {
-    start = _mm512_dpbusd_epi32(start, w[g], _mm512_set1_epi32(load_int(x.q + 4 * g)));
+// Sum of (code - zero) * q over a half block.
+template <Codes C, int Half>
+inline Vector half_sum(const Vector w[8], const ActivationBlock& x, int zero = 0) {
+  if constexpr (C == Codes::S8) zero += 128;  // as far as unpack moved them
+  Vector sum = _mm512_setzero_si512();
+  if (C == Codes::S8 || zero != 0) {
+    const int factor = Half == 0 ? -zero & 0xffff : -zero * 65536;  // beside 0, for the pair of code sums
+    sum = _mm512_dpwssd_epi32(sum, _mm512_set1_epi32(load_int(x.code_sum)), _mm512_set1_epi32(factor));
   }
-  return start;
-}
-
-// Minus `zero` times the block's sums of codes: pairs of factors, for the first and the second half.
-inline Vector less_zero(const ActivationBlock& x, int first, int second) {
-  const Vector zero = _mm512_set1_epi32((-first & 0xffff) | (-second) * 65536);
-  return _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(load_int(x.code_sum)), zero);
+  for (int g = 4 * Half; g < 4 * Half + 4; ++g) {
+    sum = _mm512_dpbusd_epi32(sum, w[g], _mm512_set1_epi32(load_int(x.q + 4 * g)));
+  }
+  return sum;
 }
 
 struct WholeScales {
   __m512 scale, offset;
 
-  WholeScales(const Pair& pair, int block, int, int group = 0)
+  WholeScales(const Pair& pair, int block, int group = 0)
       : scale(join_floats(at(pair, 0, block, group).scale, at(pair, 1, block, group).scale)),
         offset(join_floats(at(pair, 0, block, group).offset, at(pair, 1, block, group).offset)) {}
 
@@ -94,37 +94,39 @@ struct WholeScales {
   }
 };
 
+// The two halves' sums by the scales of the activations.
+inline __m512 join_halves(Vector first, Vector second, const ActivationBlock& x) {
+  const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(first), _mm512_set1_ps(x.scale[0]));
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_set1_ps(x.scale[1]), product);
+}
+
 template <Codes C, bool Offset>
 struct Whole {
-  static constexpr int kMoved = C == Codes::S8 ? 128 : 0;
   WholeScales by;
 
-  Whole(const Pair& pair, int block, int zero) : by(pair, block, zero) {}
+  Whole(const Pair& pair, int block, int) : by(pair, block) {}
 
   __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    const Vector start = kMoved ? less_zero(x, kMoved, kMoved) : _mm512_setzero_si512();
-    const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot<0, 8>(start, w, x)), by.scale);
-    acc = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scale), acc);
+    acc = _mm512_fmadd_ps(join_halves(half_sum<C, 0>(w, x), half_sum<C, 1>(w, x), x), by.scale, acc);
     return Offset ? _mm512_fmadd_ps(by.offset, _mm512_set1_ps(x.sum), acc) : acc;
   }
 };
 
 template <Codes C>
 struct Halves {
-  static constexpr int kMoved = C == Codes::S8 ? 128 : 0;
   WholeScales by[2];
 
-  Halves(const Pair& pair, int block, int zero) : by{{pair, block, zero, 0}, {pair, block, zero, 1}} {}
+  Halves(const Pair& pair, int block, int) : by{{pair, block, 0}, {pair, block, 1}} {}
 
   __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    const Vector none = _mm512_setzero_si512();
-    const Vector first = dot<0, 4>(kMoved ? less_zero(x, kMoved, 0) : none, w, x);
-    const Vector second = dot<4, 4>(kMoved ? less_zero(x, 0, kMoved) : none, w, x);
-    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(first), by[0].scale);
-    product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), by[1].scale, product);
-    acc = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scale), acc);
+    const Vector sums[2] = {half_sum<C, 0>(w, x), half_sum<C, 1>(w, x)};
     for (int half = 0; half < 2; ++half) {
-      acc = _mm512_fmadd_ps(by[half].offset, _mm512_set1_ps(x.scale * static_cast<float>(x.code_sum[half])), acc);
+      const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[half]), by[half].scale);
+      acc = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scale[half]), acc);
+    }
+    for (int half = 0; half < 2; ++half) {
+      const __m512 sum = _mm512_set1_ps(x.scale[half] * static_cast<float>(x.code_sum[half]));
+      acc = _mm512_fmadd_ps(by[half].offset, sum, acc);
     }
     return acc;
   }
@@ -136,17 +138,16 @@ struct SubScaled {
   __m512 scale;
   int zero;
 
-  SubScaled(const Pair& pair, int block, int zero_point) : zero(zero_point + (C == Codes::S8 ? 128 : 0)) {
+  SubScaled(const Pair& pair, int block, int zero_point) : zero(zero_point) {
     const BlockSubScales &low = pair.scales[0]->sub[block], &high = pair.scales[1]->sub[block];
     for (int half = 0; half < 2; ++half) sub[half] = _mm512_srai_epi32(join(low.sub[half], high.sub[half]), 16);
     scale = join_floats(low.scale, high.scale);
   }
 
   __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    const Vector first = _mm512_mullo_epi32(dot<0, 4>(less_zero(x, zero, 0), w, x), sub[0]);
-    const Vector second = _mm512_mullo_epi32(dot<4, 4>(less_zero(x, 0, zero), w, x), sub[1]);
-    const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(first, second)), scale);
-    return _mm512_fmadd_ps(product, _mm512_set1_ps(x.scale), acc);
+    const Vector first = _mm512_mullo_epi32(half_sum<C, 0>(w, x, zero), sub[0]);
+    const Vector second = _mm512_mullo_epi32(half_sum<C, 1>(w, x, zero), sub[1]);
+    return _mm512_fmadd_ps(join_halves(first, second, x), scale, acc);
   }
 };
 

@@ -86,16 +86,18 @@ float add_block(Grouping grouping, int zero, const int8_t* codes, const LaneScal
   const int i0 = dot(codes, x.q), i1 = dot(codes + 16, x.q + 16);
   const int s0 = x.code_sum[0], s1 = x.code_sum[1];
   if (grouping == Grouping::SubScaled) {
-    const int sum = by.sub[0] * (i0 - zero * s0) + by.sub[1] * (i1 - zero * s1);
-    return std::fma(static_cast<float>(sum) * by.scale[0], x.scale, acc);
+    const float first = static_cast<float>(by.sub[0] * (i0 - zero * s0)) * x.scale[0];
+    const float product = std::fma(static_cast<float>(by.sub[1] * (i1 - zero * s1)), x.scale[1], first);
+    return std::fma(product, by.scale[0], acc);
   }
   if (grouping == Grouping::Halves) {
-    const float first = static_cast<float>(i0) * by.scale[0];
-    acc = std::fma(std::fma(static_cast<float>(i1), by.scale[1], first), x.scale, acc);
-    acc = std::fma(by.offset[0], x.scale * static_cast<float>(s0), acc);
-    return std::fma(by.offset[1], x.scale * static_cast<float>(s1), acc);
+    acc = std::fma(static_cast<float>(i0) * by.scale[0], x.scale[0], acc);
+    acc = std::fma(static_cast<float>(i1) * by.scale[1], x.scale[1], acc);
+    acc = std::fma(by.offset[0], x.scale[0] * static_cast<float>(s0), acc);
+    return std::fma(by.offset[1], x.scale[1] * static_cast<float>(s1), acc);
   }
-  acc = std::fma(static_cast<float>(i0 + i1) * by.scale[0], x.scale, acc);
+  const float product = std::fma(static_cast<float>(i1), x.scale[1], static_cast<float>(i0) * x.scale[0]);
+  acc = std::fma(product, by.scale[0], acc);
   return grouping == Grouping::WholeNoOffset ? acc : std::fma(by.offset[0], x.sum, acc);
 }
 

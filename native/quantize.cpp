@@ -13,24 +13,24 @@ int8_t quantize(float scaled) {
   return static_cast<int8_t>(std::clamp(static_cast<int>(std::nearbyint(scaled)), -127, 127));
 }
 
-void quantize_block(const float* x, ActivationBlock& block) {
+void quantize_half(const float* x, int half, ActivationBlock& block) {
   uint32_t bits = 0;  // compared as integers, so that a NaN wins
-  for (int k = 0; k < kBlock; ++k) bits = std::max(bits, std::bit_cast<uint32_t>(x[k]) & 0x7fffffffu);
+  for (int k = 0; k < 16; ++k) bits = std::max(bits, std::bit_cast<uint32_t>(x[k]) & 0x7fffffffu);
   const float maximum = std::bit_cast<float>(bits);
   const float inverse = maximum >= kLeastMaximum ? 127.0f / maximum : 0.0f;
-  block.scale = maximum / 127.0f;
-  block.code_sum[0] = block.code_sum[1] = 0;
-  for (int k = 0; k < kBlock; ++k) {
-    block.q[k] = quantize(x[k] * inverse);
-    block.code_sum[k / 16] = static_cast<int16_t>(block.code_sum[k / 16] + block.q[k]);
-  }
-  block.sum = block.scale * static_cast<float>(block.code_sum[0] + block.code_sum[1]);
+  int sum = 0;
+  for (int k = 0; k < 16; ++k) sum += block.q[16 * half + k] = quantize(x[k] * inverse);
+  block.scale[half] = maximum / 127.0f;
+  block.code_sum[half] = static_cast<int16_t>(sum);
 }
 
 }  // namespace
 
 void quantize_row_scalar(const float* x, int cols, ActivationBlock* row) {
-  for (int block = 0; block < cols / kBlock; ++block) quantize_block(x + block * kBlock, row[block]);
+  for (int block = 0; block < cols / kBlock; ++block, ++row, x += kBlock) {
+    for (int half = 0; half < 2; ++half) quantize_half(x + 16 * half, half, *row);
+    row->sum = row->scale[0] * static_cast<float>(row->code_sum[0]) + row->scale[1] * static_cast<float>(row->code_sum[1]);
+  }
 }
 
 }  // namespace corral

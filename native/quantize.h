@@ -5,7 +5,7 @@
 
 namespace corral {
 
-// A block whose largest value is below this becomes all zeros: its reciprocal would overflow.
+// A half block whose largest value is below this becomes all zeros: its reciprocal would overflow.
 constexpr float kLeastMaximum = 1e-30f;
 
 void quantize_row_scalar(const float* x, int cols, ActivationBlock* row);

@@ -98,33 +98,32 @@ def random_rows(n: int, cols: int = COLS, seed: int = 1) -> np.ndarray:
 
 
 def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [N, K] and scales [N, K / 32] by the definition."""
-    blocks = x.reshape(len(x), -1, 32)
-    largest = np.abs(blocks).max(axis=2)
+    """Codes [N, K] and scales [N, K / 16] by the definition."""
+    halves = x.reshape(len(x), -1, 16)
+    largest = np.abs(halves).max(axis=2)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest >= 1e-30)
-    codes = np.rint(blocks * inverse[:, :, None]).astype(np.int64)
+    codes = np.rint(halves * inverse[:, :, None]).astype(np.int64)
     return codes.reshape(x.shape), largest / np.float32(127)
 
 
 def expected_product(groups: Groups, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The int8 pipeline in whole numbers and float64, and the sum of the sizes of what it adds up."""
     q, x_scale = quantised(x)
-    rows, cols = groups.codes.shape
-    per_group = cols // groups.group
+    rows, halves = len(groups.codes), groups.codes.shape[1] // 16
     scale = groups.scale.astype(np.float64)
     offset = np.zeros_like(scale) if groups.offset is None else groups.offset.astype(np.float64)
     if groups.sub_scale is not None:
         scale = np.repeat(scale, 256 // groups.group, axis=1) * groups.sub_scale
         offset = np.repeat(offset, 256 // groups.group, axis=1)
         offset = offset * 0 if groups.sub_offset is None else -offset * groups.sub_offset
-    codes = groups.codes.astype(np.int64).reshape(rows, per_group, groups.group)
-    by_group = q.reshape(len(x), per_group, groups.group)
-    sums = np.einsum("mgk,ngk->nmg", codes, by_group)
-    code_sums = by_group.sum(axis=2)[:, None, :]
-    scales = np.repeat(x_scale.astype(np.float64), 32 // groups.group, axis=1)[:, None, :]
-    terms = (scale * (sums - groups.zero * code_sums) + offset * code_sums) * scales
-    sizes = np.abs(scale * sums * scales) + np.abs(
-        (scale * groups.zero + np.abs(offset)) * code_sums * scales
+    scale, offset = (np.repeat(each, groups.group // 16, axis=1) for each in (scale, offset))
+    codes = groups.codes.astype(np.int64).reshape(rows, halves, 16)
+    sums = np.einsum("mgk,ngk->nmg", codes, q.reshape(len(x), halves, 16))
+    code_sums = q.reshape(len(x), 1, halves, 16).sum(axis=3)
+    by = x_scale.astype(np.float64)[:, None, :]
+    terms = (scale * (sums - groups.zero * code_sums) + offset * code_sums) * by
+    sizes = np.abs(scale * sums * by) + np.abs(
+        (np.abs(scale * groups.zero) + np.abs(offset)) * code_sums * by
     )
     return terms.sum(axis=2), sizes.sum(axis=2)
 
