@@ -80,3 +80,10 @@ def test_durations_are_go_durations_or_seconds(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
+
+
+@pytest.mark.timeout(20)
+def test_endless_duration_is_refused_without_a_search():
+    with pytest.raises(ValueError, match="too long") as caught:
+        parse_duration("9" * 200_000 + "x")
+    assert len(str(caught.value)) < 150

@@ -9,6 +9,7 @@ from corral.errors import UserError
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 11434
 DEFAULT_MODEL = "smollm2:135m"
+_MAX_DURATION = 60  # characters; a request brings durations too, and searching a long one is slow
 ISAS = ("auto", "scalar", "avx2", "avx512vnni")
 
 
@@ -80,6 +81,8 @@ def parse_host(text: str) -> tuple[str, int]:
 def parse_duration(text: str) -> float:
     """Seconds from a Go duration (`1h30m`, `500ms`, `-1s`) or a bare number; ValueError if it is neither."""
     text = text.strip()
+    if len(text) > _MAX_DURATION:
+        raise ValueError(f"'{text[:_MAX_DURATION]}...' is too long for a duration like 5m or 1h30m")
     if re.fullmatch(r"[-+]?\d+(\.\d*)?", text):
         return float(text)
     sign = -1.0 if text.startswith("-") else 1.0
