@@ -52,12 +52,16 @@ class Shelf:
 
 
 class FakeEngines:
-    """Starts engines that do nothing; `gate` holds every start back, `failure` makes the next one fail."""
+    """Starts engines that do nothing; `gate` holds every start back, `failure` makes the next one fail.
+
+    `stop_gate` holds every stop back.
+    """
 
     def __init__(self):
         self.started, self.stopped = [], []
-        self.gate = asyncio.Event()
+        self.gate, self.stop_gate = asyncio.Event(), asyncio.Event()
         self.gate.set()
+        self.stop_gate.set()
         self.failure = None
 
     async def __call__(self, spec, *, load_timeout, step_timeout):
@@ -83,6 +87,7 @@ class FakeEngines:
 
     async def stop(self, engine):
         await asyncio.sleep(0)
+        await self.stop_gate.wait()
         self.stopped.append(engine)
 
     @property
@@ -268,6 +273,18 @@ def test_negative_keep_alive_has_no_end_and_the_latest_wish_counts(model_path):
     run(model_path, scenario)
 
 
+@pytest.mark.parametrize("keep_alive", [1e10, 1e308, float("inf"), pytest.param(10**400, id="huge")])
+def test_keep_alive_beyond_all_clocks_is_told_as_a_far_day(model_path, keep_alive):
+    async def scenario(pool, engines, shelf):
+        await use(pool, "a", keep_alive=keep_alive)
+        (model,) = pool.loaded()
+        assert model.expires_at.year > 2200
+        async with pool.lease("a"):
+            assert pool.loaded()[0].expires_at.year > 2200
+
+    run(model_path, scenario)
+
+
 def test_expiry_of_a_model_in_use_is_counted_from_now(model_path):
     async def scenario(pool, engines, shelf):
         async with pool.lease("a", keep_alive=100):
@@ -284,6 +301,23 @@ def test_least_recently_used_idle_model_makes_room(model_path):
         await use(pool, "a")
         await use(pool, "c")
         assert names(pool) == {"a", "c"} and engines.alive == 2
+
+    run(model_path, scenario)
+
+
+@pytest.mark.timeout(30)
+def test_no_second_model_goes_while_the_room_of_the_first_is_still_being_freed(model_path):
+    async def scenario(pool, engines, shelf):
+        await use(pool, "a")
+        await use(pool, "b")
+        engines.stop_gate.clear()
+        loading = asyncio.create_task(use(pool, "c"))
+        await until(lambda: ModelName.parse("a") not in pool._places)
+        for _ in range(3):
+            await use(pool, "b")  # every lease that ends wakes who waits for room
+        engines.stop_gate.set()
+        await loading
+        assert names(pool) == {"b", "c"} and engines.stopped == engines.started[:1]
 
     run(model_path, scenario)
 

@@ -26,6 +26,7 @@ __all__ = ["LoadedModel", "ModelInfo", "Pool"]
 log = logging.getLogger(__name__)
 
 _CLOSING = "the server is shutting down; try again in a moment"
+_LONGEST = 292 * 365 * 86400.0  # seconds; Go's longest duration, and clocks and dates can still hold it
 
 
 class _Place:
@@ -89,7 +90,7 @@ class Pool:
             raise ShuttingDown(_CLOSING)
         place = self._find(stored)
         if keep_alive is not None:
-            place.keep_alive = keep_alive
+            place.keep_alive = min(keep_alive, _LONGEST)
         place.stop_clock()
         place.leases += 1
         try:
@@ -142,7 +143,7 @@ class Pool:
             self._retire(place)
             place = None
         if place is None:
-            place = self._places[stored.name] = _Place(stored, self.settings.keep_alive)
+            place = self._places[stored.name] = _Place(stored, min(self.settings.keep_alive, _LONGEST))
             self._held.add(place)
             place.loading = asyncio.get_running_loop().create_task(self._load(place))
             place.loading.add_done_callback(lambda task: self._load_ended(place, task))
@@ -189,8 +190,9 @@ class Pool:
         place.reserved = need
 
     async def _unload_idle_or_wait(self, need: int) -> None:
+        going = [place for place in self._held if place.retired and not place.leases]
         idle = sorted((p for p in self._held if p.idle), key=lambda p: p.last_used)
-        if idle and self._fits(need, without=idle):
+        if not self._fits(need, without=going) and self._fits(need, without=[*going, *idle]):
             log.info("unloading %s to make room", idle[0].stored.name)
             self._retire(idle[0])
         await self._change()
@@ -228,10 +230,12 @@ class Pool:
         model, place.model = place.model, None
         if model is None:
             return
-        await model.engine.stop()
-        self._held.discard(place)
-        place.reserved = 0
-        self._tell()
+        try:
+            await model.engine.stop()
+        finally:  # or its memory would count for ever, and close() wait for it
+            self._held.discard(place)
+            place.reserved = 0
+            self._tell()
         log.info("unloaded %s", place.stored.name)
 
     async def _gone(self, place: _Place) -> None:
