@@ -1,14 +1,13 @@
 """Values that cross packages: what to generate, and what came of it."""
 
 import enum
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from corral.errors import InvalidRequest
 
 MAX_TOP_LOGPROBS = 20
-MAX_STOP = 16
+MAX_STOP, MAX_STOP_LENGTH = 16, 256  # strings, and characters of one: each is looked for after every token
 MAX_LOGIT_BIAS = 1024
 
 
@@ -67,8 +66,8 @@ class SamplingParams:
             raise InvalidRequest("min_tokens must not be larger than max_tokens", "min_tokens")
         if len(self.stop) > MAX_STOP:
             raise InvalidRequest(f"stop takes at most {MAX_STOP} strings, got {len(self.stop)}", "stop")
-        if any(not text for text in self.stop):
-            raise InvalidRequest("stop strings must not be empty", "stop")
+        if not all(0 < len(text) <= MAX_STOP_LENGTH for text in self.stop):
+            raise InvalidRequest(f"stop strings must have 1 to {MAX_STOP_LENGTH} characters", "stop")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidRequest(f"logit_bias takes at most {MAX_LOGIT_BIAS} entries", "logit_bias")
         for value in self.logit_bias.values():
@@ -76,8 +75,8 @@ class SamplingParams:
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if math.isnan(value) or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value}", name)
+    if not low <= value <= high:  # true of NaN too
+        raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value!s:.40}", name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Stop strings in streamed text, against a search of the whole."""
 
+import tracemalloc
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -57,3 +59,13 @@ def test_earlier_of_two_stop_strings_wins() -> None:
 def test_without_stop_strings_everything_passes() -> None:
     matcher = StopMatcher()
     assert matcher.push("<|im_end|>") == ("<|im_end|>", False) and matcher.flush() == ""
+
+
+def test_memory_does_not_grow_with_the_square_of_a_stop_string() -> None:
+    tracemalloc.start()
+    try:
+        matcher = StopMatcher(["ab" * 5_000])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert matcher.push("xab" * 3) == ("xabxabx", False)

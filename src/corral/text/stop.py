@@ -15,8 +15,8 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str] = ()):
         self.matched: str | None = None  # the stop string that was found
         self._stops = [stop for stop in stops if stop]
-        self._beginnings = {stop[:n] for stop in self._stops for n in range(1, len(stop))}
-        self._longest = max(map(len, self._beginnings), default=0)
+        self._firsts = {stop[0] for stop in self._stops}
+        self._longest = max(map(len, self._stops), default=0) - 1  # unfinished
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -42,7 +42,9 @@ class StopMatcher:
 
     def _unfinished(self, text: str) -> int:
         """The length of the longest end of the text that begins a stop string."""
-        for length in range(min(self._longest, len(text)), 0, -1):
-            if text[-length:] in self._beginnings:
-                return length
+        for start in range(max(0, len(text) - self._longest), len(text)):
+            if text[start] in self._firsts:
+                end = text[start:]
+                if any(stop.startswith(end) for stop in self._stops):
+                    return len(end)
         return 0
