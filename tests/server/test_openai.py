@@ -364,3 +364,11 @@ def test_a_failing_child_ends_its_siblings(server: LiveServer, script: Script) -
     status, _ = server.post("/v1/completions", prompt=["a", "b"], n=2)
     assert status == 500
     server.wait_for(server.idle)
+
+
+@pytest.mark.parametrize("field", ["n", "top_k", "seed", "max_tokens", "min_tokens"])
+def test_number_beyond_all_floats_is_refused_like_any_other(server: LiveServer, field: str) -> None:
+    body = {"model": MODEL, "prompt": "x", field: 10**400}
+    status, reply = server.request("POST", "/v1/completions", body)
+    assert (status, reply["error"]["param"]) == (400, field)
+    assert len(reply["error"]["message"]) < 200

@@ -49,7 +49,7 @@ def check(wire: Sampling) -> None:
     for name, (low, high) in _RANGES.items():
         value = getattr(wire, name, None)
         if value is not None and not low <= value <= high:
-            raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value:g}", name)
+            raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value!s:.40}", name)
     if wire.stream_options is not None:
         if not wire.stream:
             raise InvalidRequest("stream_options is only allowed when stream is true", "stream_options")
