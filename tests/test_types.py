@@ -8,8 +8,10 @@ from corral.types import MAX_STOP, MAX_STOP_LENGTH, SamplingParams
 
 @pytest.mark.parametrize(
     "field",
-    ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"]
-    + ["frequency_penalty", "min_tokens", "max_tokens", "logprobs", "prompt_logprobs", "context"],
+    [
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
+        *("frequency_penalty", "min_tokens", "max_tokens", "logprobs", "prompt_logprobs", "context"),
+    ],
 )
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf")], ids=str)
 def test_number_out_of_range_is_refused_by_name(field: str, value: float) -> None:

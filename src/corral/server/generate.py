@@ -83,7 +83,9 @@ class Run:
 
 def _child_params(params: SamplingParams, echo: bool, child: int) -> SamplingParams:
     """Children differ by their seed; the prompt is scored by the first one only."""
-    seed = None if params.seed is None else params.seed + child
+    seed = params.seed
+    if seed is not None and child:
+        seed = (seed + child) % 2**64
     scored = params.logprobs if echo and child == 0 else None
     return dataclasses.replace(params, seed=seed, prompt_logprobs=scored)
 
