@@ -4,6 +4,7 @@ It loads one model, says Ready or LoadFailed on the inherited socket FD, and the
 server says Stop, closes the socket, or dies. It opens no network and has no secret in its environment.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -62,7 +63,7 @@ def _harden() -> None:
     """Die with the server, leave no core dump of other people's prompts, and let the server see to Ctrl-C."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        with open("/proc/self/oom_score_adj", "w") as file:
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("500")  # short of memory, the system should take an engine and not the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
