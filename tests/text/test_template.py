@@ -2,13 +2,14 @@
 
 import random
 import re
+import tracemalloc
 from typing import Any
 
 import pytest
 
 import gguf_files
 from corral.errors import CorralError, InvalidRequest, UnsupportedModel
-from corral.text.template import ChatTemplate, load_template
+from corral.text.template import MAX_SOURCE, ChatTemplate, load_template
 from corral.text.tokenizer import Tokenizer, load_tokenizer
 
 Messages = list[dict[str, Any]]
@@ -318,3 +319,26 @@ def test_model_without_a_template_gets_the_one_its_tokens_suggest() -> None:
     assert headers.endswith(
         "<|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )
+
+
+@pytest.mark.timeout(60)
+def test_long_run_of_spaces_in_a_template_takes_linear_time() -> None:
+    template = ChatTemplate("{{ messages[0].content }}" + " " * 100_000 + "|", TOKENIZER)
+    assert template.render([{"role": "user", "content": "hi"}]).startswith("hi  ")
+
+
+def test_template_of_absurd_length_is_refused_when_it_is_used() -> None:
+    template = ChatTemplate("''" * MAX_SOURCE, TOKENIZER)
+    assert not template.supports_system and not template.supports_tools
+    with pytest.raises(UnsupportedModel, match="too long"):
+        template.encode([{"role": "user", "content": "hi"}])
+
+
+def test_memory_does_not_grow_with_the_square_of_a_control_token() -> None:
+    tokenizer = tokenizer_with(["<|" + "a" * 20_000 + "|>"])
+    tracemalloc.start()
+    try:
+        ChatTemplate("{{ '<|' + messages[0].role }}", tokenizer)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()

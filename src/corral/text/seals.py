@@ -27,8 +27,10 @@ IMAGE = re.compile(f"{ESCAPE}[{chr(FIRST_IMAGE)}-{chr(FIRST_SEAL - 1)}]")
 KNOWN_ROLES = frozenset(
     ["system", "user", "assistant", "tool", "developer", "function", "model", "ipython", "environment"]
 )
-# Where a literal of a template's source ends: a quotation mark or the beginning of a tag.
-LITERAL_END = re.compile(r"['\"]|\s*\{[{%#]-|\{[{%#]")
+# Where a literal of a template's source ends: a quotation mark or the beginning of a tag. White space is only
+# tried where it begins, or a long run of it would take quadratic time.
+LITERAL_END = re.compile(r"['\"]|(?<!\s)\s+\{[{%#]-|\{[{%#]")
+MAX_OPENING = 64  # characters; templates put tokens together from shorter pieces
 LITERAL_STARTS = ("'", '"', "}}", "%}", "#}")
 
 
@@ -129,7 +131,7 @@ class Seals:
 
 def _openings(source: str, texts: Iterable[str]) -> set[str]:
     """The beginnings of these texts with which literals of the source end."""
-    beginnings = {text[:n] for text in texts for n in range(1, len(text))}
+    beginnings = {text[:n] for text in texts for n in range(1, min(len(text), MAX_OPENING))}
     longest = max(map(len, beginnings), default=0)
     ends = [match.start() for match in LITERAL_END.finditer(source)]
     return {source[end - n : end] for end in ends for n in range(1, min(longest, end) + 1)} & beginnings

@@ -22,6 +22,7 @@ KEY = "tokenizer.chat_template"
 # string in a loop is stopped by neither this nor MAX_OUTPUT.
 FUEL = 500_000
 MAX_OUTPUT = 4 << 20  # characters
+MAX_SOURCE = 128 << 10  # characters; several times the longest template in use
 # Marks which tokens are trained on; says nothing about the text.
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
@@ -60,9 +61,14 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: Tokenizer):
         self.source = source
         self._tokenizer = tokenizer
+        self._broken: str | None = None
+        if len(source) > MAX_SOURCE:
+            self._broken = (
+                f"the model's chat template is too long: {len(source)} characters, not {MAX_SOURCE}"
+            )
+            source = ""
         self._seals = Seals(tokenizer, GENERATION_TAG.sub("", source))
         self._environment = _environment()
-        self._broken: str | None = None
         try:
             self._environment.add_template("chat", self._seals.source)
         except minijinja.TemplateError as error:
