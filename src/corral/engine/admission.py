@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from corral.engine.protocol import MAX_FRAME
 from corral.errors import InvalidRequest, PromptTooLong
 from corral.types import SamplingParams
+
+# Bytes of a frame that one alternative takes at most; the token itself and its names take as much as three.
+_SCORE_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ def check_request(prompt: Sequence[int], params: SamplingParams, limits: Limits)
     _check_tokens("logit_bias", tuple(params.logit_bias), limits.vocab_size)
     if params.seed is not None and not -(2**63) <= params.seed < 2**64:
         raise InvalidRequest("seed must fit in 64 bits", "seed")
+    _check_scores(len(prompt), params.prompt_logprobs)
     replies = params.max_tokens != 0
     context = limits.context_of(params)
     if len(prompt) + replies > context:
@@ -37,6 +42,17 @@ def check_request(prompt: Sequence[int], params: SamplingParams, limits: Limits)
             f"the prompt has {len(prompt)} tokens, but the KV cache of this model holds {limits.kv_tokens}; "
             "shorten the prompt or give the cache more memory (CORRAL_KV_CACHE)",
             "prompt",
+        )
+
+
+def _check_scores(length: int, alternatives: int | None) -> None:
+    """A prompt's log-probs come in one frame."""
+    most = MAX_FRAME // _SCORE_BYTES // ((alternatives or 0) + 3) - 1
+    if alternatives is not None and length > most:
+        raise InvalidRequest(
+            f"with {alternatives} logprobs a prompt of at most {most} tokens can be scored, not {length}; "
+            "ask for fewer logprobs or split the prompt",
+            "logprobs",
         )
 
 

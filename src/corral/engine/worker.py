@@ -81,7 +81,7 @@ def serve(engine: Engine, connection: socket.socket) -> int:
         while not inbox.empty():
             outputs += _take(engine, inbox.get())
         outputs += engine.step()
-        _send(connection, Step(outputs, engine.load))
+        _send_step(connection, Step(outputs, engine.load))
 
 
 def _sleep(engine: Engine, inbox: queue.SimpleQueue[Add | Cancel]) -> Add | Cancel:
@@ -117,6 +117,15 @@ def _read_messages(connection: socket.socket, inbox: queue.SimpleQueue[Add | Can
         print(f"corral engine: {error}", file=sys.stderr, flush=True)
         _exit(_BROKEN_PEER)
     _exit(_OK)
+
+
+def _send_step(connection: socket.socket, step: Step) -> None:
+    """One frame, or one an output where several long ones (scored prompts) fell together."""
+    try:
+        _send(connection, step)
+    except BadFrame:
+        for output in step.outputs:
+            _send(connection, Step([output], step.load))
 
 
 def _send(connection: socket.socket, message: FromEngine) -> None:
