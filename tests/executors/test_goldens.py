@@ -158,7 +158,7 @@ def measure(executor: Executor, model: str) -> tuple[float, float]:
         result = score(executor, golden.tokens)
         counted = np.ones(len(golden.tokens) - 1, bool)
         counted[np.array(LLAMA_CPP[model]["left_out"].get(name, []), int)] = False
-        kl += np.array(divergences(result, golden))[counted].tolist()
+        kl += np.array(list(divergences(result, golden)))[counted].tolist()
         hits += (result.top_tokens[:-1, 0] == golden.top_ids[:-1, 0])[counted].tolist()
     return float(np.mean(kl)), float(np.mean(hits))
 
