@@ -342,3 +342,24 @@ def test_memory_does_not_grow_with_the_square_of_a_control_token() -> None:
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'a\\nb'|indent(100000000)",
+        "('a\\n' * 10000)|indent(1000)",
+        "messages|tojson(indent=100000000)",
+        "messages|tojson(separators=['x' * 10000000, 'y'])",
+        "strftime_now('%Y' * 1000000)",
+    ],
+)
+def test_filter_does_not_make_more_text_than_a_prompt_can_have(expression: str) -> None:
+    tracemalloc.start()
+    try:
+        template = ChatTemplate("{{ (" + expression + ")|length }}", TOKENIZER)
+        with pytest.raises(InvalidRequest, match="longer|more than"):
+            template.encode([{"role": "user", "content": "hi"}])
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

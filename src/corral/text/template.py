@@ -23,6 +23,7 @@ KEY = "tokenizer.chat_template"
 FUEL = 500_000
 MAX_OUTPUT = 4 << 20  # characters
 MAX_SOURCE = 128 << 10  # characters; several times the longest template in use
+MAX_MARGIN = 1000  # characters that our own filters put before a line or between values
 # Marks which tokens are trained on; says nothing about the text.
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
@@ -153,12 +154,13 @@ def _environment() -> minijinja.Environment:
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: Sequence[str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    pair = (separators[0], separators[1]) if separators else None
-    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=pair, sort_keys=sort_keys)
+    pair = (_margin(separators[0]), _margin(separators[1])) if separators else None
+    margin = None if indent is None else _margin(indent)
+    text = json.dumps(value, ensure_ascii=False, indent=margin, separators=pair, sort_keys=sort_keys)
     if ensure_ascii:  # but for the characters of seals.py
         text = re.sub("[^\x00-\x7e\U00012000-\U000137ff]", lambda match: json.dumps(match[0])[1:-1], text)
     return text
@@ -166,10 +168,19 @@ def _to_json(
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     """As Jinja does it; minijinja's own drops a newline at the end."""
-    margin = width if isinstance(width, str) else " " * width
+    margin = _margin(width)
     lines = (text + "\n").splitlines()
+    if len(text) + len(lines) * len(margin) > MAX_OUTPUT:
+        raise ValueError(f"the indented text is longer than {MAX_OUTPUT} characters")
     rest = [margin + line if line or blank else line for line in lines[1:]]
     return "\n".join([(margin if first else "") + lines[0], *rest])
+
+
+def _margin(width: int | str) -> str:
+    """Spaces, or the text that is given in their place; a hostile template asks for gigabytes of them."""
+    if (len(width) if isinstance(width, str) else width) > MAX_MARGIN:
+        raise ValueError(f"more than {MAX_MARGIN} characters between or before values")
+    return width if isinstance(width, str) else " " * width
 
 
 def _raise_exception(message: str) -> None:
@@ -177,6 +188,8 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(form: str) -> str:
+    if len(form) > MAX_MARGIN:
+        raise ValueError(f"a date's form is longer than {MAX_MARGIN} characters")
     return datetime.datetime.now().strftime(form)
 
 
