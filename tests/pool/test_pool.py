@@ -140,7 +140,7 @@ def test_lease_loads_once_and_gives_everything_a_request_needs(model_path):
             assert model.info.context_length == 512 and model.info.architecture == "llama"
             assert model.info.kv_tokens == 64
             assert model.tokenizer.encode("the rain", special=False, add_bos=False)
-            assert model.template is not None and model.metadata["general.architecture"] == "llama"
+            assert model.template is not None
             assert model.size > KV and model.load_ns > 0
         async with pool.lease("a") as again:
             assert again is model
@@ -156,6 +156,20 @@ def test_concurrent_first_leases_load_once(model_path):
     async def scenario(pool, engines, shelf):
         models = await asyncio.gather(*(use(pool, "a") for _ in range(10)))
         assert len({id(model) for model in models}) == 1 == len(engines.started)
+
+    run(model_path, scenario)
+
+
+def test_loaded_model_keeps_no_file_open(model_path):
+    def held():
+        with open("/proc/self/maps") as maps:
+            return [line for line in maps if str(model_path) in line]
+
+    async def scenario(pool, engines, shelf):
+        async with pool.lease("a") as model:
+            assert held() == []
+            assert model.tokenizer.encode("the rain", special=False, add_bos=False)
+            assert model.template.encode([{"role": "user", "content": "hi"}])
 
     run(model_path, scenario)
 

@@ -3,11 +3,10 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from corral.config import Settings
 from corral.engine.client import EngineClient
@@ -45,7 +44,6 @@ class LoadedModel:
 
     name: ModelName
     stored: StoredModel
-    metadata: Mapping[str, Any]
     tokenizer: Tokenizer
     template: ChatTemplate | None
     engine: EngineClient
@@ -105,7 +103,6 @@ async def load_model(
     return LoadedModel(
         name=stored.name,
         stored=stored,
-        metadata=metadata,
         tokenizer=tokenizer,
         template=template,
         engine=engine,

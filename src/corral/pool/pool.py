@@ -152,9 +152,10 @@ class Pool:
     async def _load(self, place: _Place) -> LoadedModel:
         settings = self.settings
         file = await asyncio.to_thread(ModelFile.open, place.stored.path)
-        memory = self._budget.need(file.config, file.size, settings)
-        await self._make_room(place, memory.total)
-        model = await load_model(place.stored, file, memory, settings, self._start_engine)
+        with file.gguf:  # what is needed of its metadata is copied out by then
+            memory = self._budget.need(file.config, file.size, settings)
+            await self._make_room(place, memory.total)
+            model = await load_model(place.stored, file, memory, settings, self._start_engine)
         log.info("loaded %s in %.2f s", place.stored.name, model.load_ns / 1e9)
         model.engine.failed.add_done_callback(lambda _: self._retire(place))
         return model
