@@ -127,10 +127,12 @@ nb::tuple quantize_row(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig,
   const Memory memory = quantize_rows(*choose_kernels(isa).matmul, x.data(), 1, static_cast<int>(cols));
   const ActivationBlock* row = ActivationRows{memory.get(), static_cast<int>(cols)}.row(0);
   auto q = new_array<int8_t>({cols});
-  auto scale = new_array<float>({cols / 16});
+  auto scale = new_array<float>({cols / kActivationGroup});
   for (size_t block = 0; block < cols / kBlock; ++block) {
     std::memcpy(q.data() + block * kBlock, row[block].q, kBlock);
-    std::copy_n(row[block].scale, 2, scale.data() + 2 * block);
+    for (size_t group = 0; group < kActivationGroups; ++group) {
+      scale.data()[block * kActivationGroups + group] = row[block].scale * row[block].factor[group];
+    }
   }
   return nb::make_tuple(q, scale);
 }
@@ -169,6 +171,6 @@ void bind_matmul(nb::module_& m) {
   bind_matrix(m);
   m.def("matmul", matmul, nb::arg("matrix"), nb::arg("x").noconvert(), nb::arg("threads"), nb::arg("isa"),
         nb::arg("chunk") = 4, "x [N, cols] times the matrix's rows, as an executor does it: [N, rows].");
-  m.def("quantize_row", quantize_row, nb::arg("x").noconvert(), nb::arg("isa"), "(codes, a scale for every 16 of them).");
+  m.def("quantize_row", quantize_row, nb::arg("x").noconvert(), nb::arg("isa"), "(codes, a scale for every 8 of them).");
   m.def("isas", isas, "Names of the kernels that this processor can run.");
 }

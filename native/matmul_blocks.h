@@ -1,17 +1,15 @@
 // What the quantised matmul kernels of all instruction sets share: the arithmetic of a block, and how rows are tiled.
 //
-// For one output, with acc = 0, the blocks of 32 columns in ascending order (x = the row's activation block,
-// x0, x1 = its scales, s0, s1 = its code sums, i0, i1 = sums of code * q over its halves, fma rounds once):
-//   Whole      a group of 32:  acc = fma(fma(i1, x1, i0 * x0), scale, acc);  acc = fma(offset, x.sum, acc)
-//   Halves     groups of 16:   acc = fma(i0 * scale0, x0, acc);    acc = fma(i1 * scale1, x1, acc);
-//                              acc = fma(offset0, x0 * s0, acc);   acc = fma(offset1, x1 * s1, acc)
-//   SubScaled  groups of 16 with integer sub scales c0, c1, in whole numbers as far as they go, super scale `scale`:
-//              acc = fma(fma(c1 * (i1 - zero * s1), x1, c0 * (i0 - zero * s0) * x0), scale, acc)
-// In the first two scale = super scale * sub scale, and offset = -(zero * scale) where none is stored.
-// S8 without zero point and offset leaves out the offset's fma.
+// For one output, with acc = 0, the blocks of 32 columns in ascending order (x = the row's activation block, i0, i1 =
+// sums of factor * code * q over its halves, whole numbers however they are computed, fma rounds once):
+//   Whole   a group of 32:  acc = fma((i0 + i1) * scale, x.scale, acc);  acc = fma(offset, x.sum, acc)
+//   Halves  groups of 16:   acc = fma(fma(i1, scale1, i0 * scale0), x.scale, acc);
+//                           acc = fma(offset0, x.half_sum[0], acc);  acc = fma(offset1, x.half_sum[1], acc)
+// where scale = super scale * sub scale, and offset = -(zero * scale) where none is stored. S8 in groups of 32 without
+// zero point and offset leaves out the offset's fma.
 //
-// The int16 sums of code * q cannot overflow with |q| <= 127: 8 pairs of products of U4 reach 30480, 4 of U5 31496,
-// 2 of U6 32004, 1 of S8 32512.
+// With |q| <= 127 16-bit sums of code * q cannot overflow: two pairs of products of U6 reach 32004, one of S8 32512.
+// Sums of factor * code * q stay below 2^24, even with 128 added to the codes of S8.
 //
 // Float matrices: four sums by column % 4, each acc = fma(weight, x, acc) in ascending order;
 // the result is (sum0 + sum1) + (sum2 + sum3).
@@ -34,26 +32,21 @@ extern const MatmulKernels kAvx512VnniMatmul;
 // Internal linkage: every instruction set's file must have its own copies.
 namespace {
 
-enum class Grouping { Whole, WholeNoOffset, Halves, SubScaled };
+enum class Grouping { Whole, WholeNoOffset, Halves };
 
 inline Grouping grouping_of(const Matrix& matrix) {
-  if (matrix.group() == 16) return matrix.scales() == Scales::Super ? Grouping::SubScaled : Grouping::Halves;
+  if (matrix.group() == 16) return Grouping::Halves;
   const bool plain = matrix.codes() == Codes::S8 && matrix.zero() == 0 && !has_offset(matrix.scales());
   return plain ? Grouping::WholeNoOffset : Grouping::Whole;
 }
 
-// The scales of one block of a panel, ready for use. Which fields count depends on the Grouping.
+// The scales of one block of a panel, ready for use.
 struct alignas(64) BlockScales {
   struct Group {
     float scale[kPanelRows];
     float offset[kPanelRows];
   };
-  Group group[2];
-};
-struct alignas(64) BlockSubScales {
-  int16_t sub[2][kPanelRows][2];   // each twice, for multiplying pairs
-  int16_t zero[2][kPanelRows][2];  // -zero * sub beside 0, for a pair of code sums
-  float scale[kPanelRows];
+  Group group[2];  // the second only for groups of 16
 };
 
 constexpr int kFloatChains = 4;

@@ -57,29 +57,6 @@ inline void expand_super_scales(const Matrix& matrix, const std::byte* scales, i
   }
 }
 
-inline void expand_sub_scales(const Matrix& matrix, const std::byte* scales, int begin, int end, BlockSubScales* to) {
-  constexpr int kBlocks = kSuper / kBlock;
-  const __m128i zero = _mm_set1_epi16(static_cast<int16_t>(-matrix.zero()));
-  const std::byte* super = scales + matrix.scale_bytes() * static_cast<size_t>(begin / kBlocks);
-  for (int first = begin; first < end; first += kBlocks, super += matrix.scale_bytes()) {
-    const __m256 scale = load_halves(super);
-    for (int block = 0; block < kBlocks; ++block, ++to) {
-      const std::byte* sub = super + 16 + 2 * kPanelRows * block;
-      const __m128i first_half = _mm_cvtepi8_epi16(load_8_bytes(sub));
-      const __m128i second_half = _mm_cvtepi8_epi16(load_8_bytes(sub + kPanelRows));
-      const auto pairs = [](__m128i even, __m128i odd) {
-        return _mm256_set_m128i(_mm_unpackhi_epi16(even, odd), _mm_unpacklo_epi16(even, odd));
-      };
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to->sub[0]), pairs(first_half, first_half));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to->sub[1]), pairs(second_half, second_half));
-      const __m128i none = _mm_setzero_si128();
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to->zero[0]), pairs(_mm_mullo_epi16(first_half, zero), none));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to->zero[1]), pairs(none, _mm_mullo_epi16(second_half, zero)));
-      _mm256_store_ps(to->scale, scale);
-    }
-  }
-}
-
 template <int Groups>
 inline void expand_scales(const Matrix& matrix, const std::byte* scales, int begin, int end, BlockScales* to) {
   switch (matrix.scales()) {
@@ -91,15 +68,13 @@ inline void expand_scales(const Matrix& matrix, const std::byte* scales, int beg
   }
 }
 
-union ScaleSegment {
+struct ScaleSegment {
   BlockScales block[kSegmentBlocks];
-  BlockSubScales sub[kSegmentBlocks];
 };
 
 // Fills `to` for blocks [begin, end) of a panel, at most kSegmentBlocks of them.
 inline void expand_segment(const Matrix& matrix, int panel, int begin, int end, ScaleSegment& to) {
   const std::byte* scales = matrix.panel_scales(panel);
-  if (grouping_of(matrix) == Grouping::SubScaled) return expand_sub_scales(matrix, scales, begin, end, to.sub);
   if (matrix.group() == 16) return expand_scales<2>(matrix, scales, begin, end, to.block);
   expand_scales<1>(matrix, scales, begin, end, to.block);
 }

@@ -12,14 +12,22 @@
 
 namespace corral {
 
-// 32 columns of a row of activations: x[k] ~ scale[k / 16] * q[k] with |q| <= 127, and what offsets of weights
-// multiply. One record, so that a tile of several rows needs one pointer a row. Two scales, because one large value
-// spoils what shares its scale: with one for 32 columns real models lose twice as much.
+constexpr int kActivationGroup = 8;  // columns of one factor
+constexpr int kActivationGroups = kBlock / kActivationGroup;
+constexpr int kMostFactor = 16;  // bounds sums of factor * code * q by 2^24: exact as integers and as floats
+
+// 32 columns of a row of activations: x[k] ~ scale * factor[k / 8] * q[k] with |q| <= 127 and factors from 1 to 16,
+// and what offsets of weights multiply. Factors, because one large value spoils whatever shares its scale: with one
+// scale for 32 columns, as usual, a real model's outputs lie three times as far from the truth. All in one record, so
+// that a tile of several rows needs one pointer a row.
 struct ActivationBlock {
   int8_t q[kBlock];
-  float scale[2];
-  float sum;            // scale[0] * code_sum[0] + scale[1] * code_sum[1]
-  int16_t code_sum[2];  // sum of each half's codes
+  int16_t pairs[kActivationGroups][2];  // each factor twice, to multiply 16-bit sums of pairs
+  float factor[kActivationGroups];
+  float scale;
+  float sum;          // scale * sum of factor * q
+  float half_sum[2];  // the same of each half
+  float moved;        // -128 * sum of factor * q, for codes that a kernel has moved up by 128
 };
 
 // Bytes of one row, a multiple of 64.

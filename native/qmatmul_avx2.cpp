@@ -49,115 +49,80 @@ inline void unpack(const std::byte* block, Vector w[8]) {
   }
 }
 
-// Sum over vectors [Begin, Begin + Count) of code * q, as 16-bit sums of pairs.
-template <int Begin, int Count>
-inline Vector pair_sums(const Vector w[8], const ActivationBlock& x) {
-  Vector sum = _mm256_maddubs_epi16(w[Begin], four(x, Begin));
-  for (int g = Begin + 1; g < Begin + Count; ++g) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[g], four(x, g)));
-  return sum;
+// The factor of a group of an activation row in every lane, twice.
+inline Vector factor(const ActivationBlock& x, int group) {
+  int32_t pair;
+  __builtin_memcpy(&pair, x.pairs[group], sizeof pair);
+  return _mm256_set1_epi32(pair);
 }
 
-// Sum over the vectors of a half block (Half = 0, 1), multiplied by `by`: a 16-bit factor, twice in each lane.
-template <Codes C, int Half>
-inline Vector half_sum(const Vector w[8], const ActivationBlock& x, Vector by) {
-  constexpr int kBegin = 4 * Half;
-  if constexpr (C == Codes::U6) {
-    return _mm256_add_epi32(_mm256_madd_epi16(pair_sums<kBegin, 2>(w, x), by),
-                            _mm256_madd_epi16(pair_sums<kBegin + 2, 2>(w, x), by));
-  } else {
-    return _mm256_madd_epi16(pair_sums<kBegin, 4>(w, x), by);
-  }
+// Sum of factor * code * q over the two vectors of a group of 8 columns.
+inline Vector group_sum(const Vector w[8], const ActivationBlock& x, int group) {
+  const int g = 2 * group;
+  const Vector pairs =
+      _mm256_add_epi16(_mm256_maddubs_epi16(w[g], four(x, g)), _mm256_maddubs_epi16(w[g + 1], four(x, g + 1)));
+  return _mm256_madd_epi16(pairs, factor(x, group));
 }
 
-// The two halves' sums by the scales of the activations.
-inline __m256 join(Vector first, Vector second, const ActivationBlock& x) {
-  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(first), _mm256_broadcast_ss(&x.scale[0]));
-  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), _mm256_broadcast_ss(&x.scale[1]), product);
-}
-
-template <bool Offset>
-inline __m256 add_whole(Vector first, Vector second, const BlockScales& by, const ActivationBlock& x, __m256 acc) {
-  acc = _mm256_fmadd_ps(join(first, second, x), _mm256_load_ps(by.group[0].scale), acc);
-  return Offset ? _mm256_fmadd_ps(_mm256_load_ps(by.group[0].offset), _mm256_broadcast_ss(&x.sum), acc) : acc;
+inline __m256 add_whole(Vector sum, const BlockScales& by, const ActivationBlock& x, bool offset, __m256 acc) {
+  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(by.group[0].scale));
+  acc = _mm256_fmadd_ps(product, _mm256_broadcast_ss(&x.scale), acc);
+  return offset ? _mm256_fmadd_ps(_mm256_load_ps(by.group[0].offset), _mm256_broadcast_ss(&x.sum), acc) : acc;
 }
 
 inline __m256 add_halves(Vector first, Vector second, const BlockScales& by, const ActivationBlock& x, __m256 acc) {
-  const Vector sums[2] = {first, second};
-  for (int half = 0; half < 2; ++half) {
-    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[half]), _mm256_load_ps(by.group[half].scale));
-    acc = _mm256_fmadd_ps(product, _mm256_broadcast_ss(&x.scale[half]), acc);
-  }
-  for (int half = 0; half < 2; ++half) {
-    const __m256 sum = _mm256_set1_ps(x.scale[half] * static_cast<float>(x.code_sum[half]));
-    acc = _mm256_fmadd_ps(_mm256_load_ps(by.group[half].offset), sum, acc);
-  }
-  return acc;
+  __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(first), _mm256_load_ps(by.group[0].scale));
+  product = _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), _mm256_load_ps(by.group[1].scale), product);
+  acc = _mm256_fmadd_ps(product, _mm256_broadcast_ss(&x.scale), acc);
+  acc = _mm256_fmadd_ps(_mm256_load_ps(by.group[0].offset), _mm256_broadcast_ss(&x.half_sum[0]), acc);
+  return _mm256_fmadd_ps(_mm256_load_ps(by.group[1].offset), _mm256_broadcast_ss(&x.half_sum[1]), acc);
 }
 
-// The sums have the sub scales in them already, but not the zero point.
-inline __m256 add_sub_scaled(Vector first, Vector second, const BlockSubScales& by, const ActivationBlock& x,
-                             __m256 acc) {
-  int32_t pair;
-  __builtin_memcpy(&pair, x.code_sum, sizeof pair);
-  const Vector code_sums = _mm256_set1_epi32(pair);
-  const auto* zero = reinterpret_cast<const Vector*>(by.zero);
-  first = _mm256_add_epi32(first, _mm256_madd_epi16(code_sums, zero[0]));
-  second = _mm256_add_epi32(second, _mm256_madd_epi16(code_sums, zero[1]));
-  return _mm256_fmadd_ps(join(first, second, x), _mm256_load_ps(by.scale), acc);
-}
-
-// Adds a block's sums of products, those of SubScaled with the sub scales.
+// Adds a block's two half sums.
 template <Grouping G>
-inline __m256 add_sums(Vector first, Vector second, const ScaleSegment& scales, int block, const ActivationBlock& x,
-                       __m256 acc) {
-  if constexpr (G == Grouping::SubScaled) return add_sub_scaled(first, second, scales.sub[block], x, acc);
-  if constexpr (G == Grouping::Halves) return add_halves(first, second, scales.block[block], x, acc);
-  return add_whole<G == Grouping::Whole>(first, second, scales.block[block], x, acc);
-}
-
-// What the sums of a half are multiplied by before they are widened.
-template <Grouping G>
-inline Vector factor(const ScaleSegment& scales, int block, int half) {
-  if constexpr (G == Grouping::SubScaled) return *reinterpret_cast<const Vector*>(scales.sub[block].sub[half]);
-  return _mm256_set1_epi16(1);
+inline __m256 add_sums(Vector first, Vector second, const BlockScales& by, const ActivationBlock& x, __m256 acc) {
+  if constexpr (G == Grouping::Halves) return add_halves(first, second, by, x, acc);
+  return add_whole(_mm256_add_epi32(first, second), by, x, G == Grouping::Whole, acc);
 }
 
 template <Codes C, Grouping G, int T>
-inline void unsigned_block(const std::byte* codes, const ScaleSegment& scales, int block,
-                           const ActivationBlock* const* x, __m256* acc) {
+inline void unsigned_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
+                           __m256* acc) {
   Vector w[8];
   unpack<C>(codes, w);
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    const Vector first = half_sum<C, 0>(w, x[t][block], factor<G>(scales, block, 0));
-    const Vector second = half_sum<C, 1>(w, x[t][block], factor<G>(scales, block, 1));
-    acc[t] = add_sums<G>(first, second, scales, block, x[t][block], acc[t]);
+    const ActivationBlock& xb = x[t][block];
+    const Vector first = _mm256_add_epi32(group_sum(w, xb, 0), group_sum(w, xb, 1));
+    const Vector second = _mm256_add_epi32(group_sum(w, xb, 2), group_sum(w, xb, 3));
+    acc[t] = add_sums<G>(first, second, by, xb, acc[t]);
   }
 }
 
 // Signed codes: |w| * (x with w's sign), widened at once.
 template <int Half, int T>
-inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector by, Vector* sums) {
+inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
 #pragma GCC unroll 4
   for (int g = 4 * Half; g < 4 * Half + 4; ++g) {
     const Vector w = load(codes, g), magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      const Vector pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(x[t][block], g), w));
-      const Vector wide = _mm256_madd_epi16(pairs, by);
+      const ActivationBlock& xb = x[t][block];
+      const Vector pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(xb, g), w));
+      const Vector wide = _mm256_madd_epi16(pairs, factor(xb, g / 2));
       sums[t] = g == 4 * Half ? wide : _mm256_add_epi32(sums[t], wide);
     }
   }
 }
 
 template <Grouping G, int T>
-inline void signed_block(const std::byte* codes, const ScaleSegment& scales, int block,
-                         const ActivationBlock* const* x, __m256* acc) {
+inline void signed_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
+                         __m256* acc) {
   Vector first[T], second[T];
-  signed_sums<0, T>(codes, x, block, factor<G>(scales, block, 0), first);
-  signed_sums<1, T>(codes, x, block, factor<G>(scales, block, 1), second);
+  signed_sums<0, T>(codes, x, block, first);
+  signed_sums<1, T>(codes, x, block, second);
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) acc[t] = add_sums<G>(first[t], second[t], scales, block, x[t][block], acc[t]);
+  for (int t = 0; t < T; ++t) acc[t] = add_sums<G>(first[t], second[t], by, x[t][block], acc[t]);
 }
 
 // Adds `blocks` blocks of a panel times T rows to acc [T].
@@ -167,9 +132,9 @@ inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, in
   constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;
   for (int block = 0; block < blocks; ++block, codes += kCodeBytes) {
     if constexpr (C == Codes::S8) {
-      signed_block<G, T>(codes, scales, block, x, acc);
+      signed_block<G, T>(codes, scales.block[block], block, x, acc);
     } else {
-      unsigned_block<C, G, T>(codes, scales, block, x, acc);
+      unsigned_block<C, G, T>(codes, scales.block[block], block, x, acc);
     }
   }
 }
@@ -193,17 +158,22 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
 using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int, const ActivationRows&, int,
                                  StripRow*, int);
 
-// [codes][grouping]
-constexpr MultiplySegment kMultiply[4][4] = {
-    {multiply_segment<Codes::U4, Grouping::Whole>, nullptr, multiply_segment<Codes::U4, Grouping::Halves>,
-     multiply_segment<Codes::U4, Grouping::SubScaled>},
-    {multiply_segment<Codes::U5, Grouping::Whole>, nullptr, multiply_segment<Codes::U5, Grouping::Halves>,
-     multiply_segment<Codes::U5, Grouping::SubScaled>},
-    {multiply_segment<Codes::U6, Grouping::Whole>, nullptr, multiply_segment<Codes::U6, Grouping::Halves>,
-     multiply_segment<Codes::U6, Grouping::SubScaled>},
-    {multiply_segment<Codes::S8, Grouping::Whole>, multiply_segment<Codes::S8, Grouping::WholeNoOffset>,
-     multiply_segment<Codes::S8, Grouping::Halves>, multiply_segment<Codes::S8, Grouping::SubScaled>},
-};
+// By Grouping.
+template <Codes C>
+constexpr MultiplySegment kNoOffset = C == Codes::S8 ? multiply_segment<C, Grouping::WholeNoOffset> : nullptr;
+template <Codes C>
+constexpr MultiplySegment kMultiply[3] = {multiply_segment<C, Grouping::Whole>, kNoOffset<C>,
+                                          multiply_segment<C, Grouping::Halves>};
+
+MultiplySegment choose(const Matrix& matrix) {
+  const auto grouping = static_cast<int>(grouping_of(matrix));
+  switch (matrix.codes()) {
+    case Codes::U4: return kMultiply<Codes::U4>[grouping];
+    case Codes::U5: return kMultiply<Codes::U5>[grouping];
+    case Codes::U6: return kMultiply<Codes::U6>[grouping];
+    default: return kMultiply<Codes::S8>[grouping];
+  }
+}
 
 void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows, int panel,
                     StripRow* strip, int column) {
@@ -218,8 +188,7 @@ void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const Activa
 
 void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, int panel_begin, int panel_end,
                    float* out, size_t ld_out) {
-  const MultiplySegment multiply =
-      kMultiply[static_cast<int>(matrix.codes())][static_cast<int>(grouping_of(matrix))];
+  const MultiplySegment multiply = choose(matrix);
   for_strips(matrix, n_rows, panel_begin, panel_end, out, ld_out,
              [&](int row, int n, int first, int end, StripRow* strip) {
                const ActivationRows rows = x.from(row);

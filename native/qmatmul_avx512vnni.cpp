@@ -67,98 +67,78 @@ inline void unpack(const std::byte* low, const std::byte* high, Vector w[8]) {
   }
 }
 
-// Sum of (code - zero) * q over a half block.
-template <Codes C, int Half>
-inline Vector half_sum(const Vector w[8], const ActivationBlock& x, int zero = 0) {
-  if constexpr (C == Codes::S8) zero += 128;  // as far as unpack moved them
-  Vector sum = _mm512_setzero_si512();
-  if (C == Codes::S8 || zero != 0) {
-    const int factor = Half == 0 ? -zero & 0xffff : -zero * 65536;  // beside 0, for the pair of code sums
-    sum = _mm512_dpwssd_epi32(sum, _mm512_set1_epi32(load_int(x.code_sum)), _mm512_set1_epi32(factor));
+// start + sum of factor * code * q over groups [Begin, Begin + 2) of 8 columns: whole numbers below 2^24, exact.
+template <int Begin>
+inline __m512 add_groups(const Vector w[8], const ActivationBlock& x, __m512 start) {
+  for (int group = Begin; group < Begin + 2; ++group) {
+    Vector sum = _mm512_setzero_si512();
+    for (int g = 2 * group; g < 2 * group + 2; ++g) {
+      sum = _mm512_dpbusd_epi32(sum, w[g], _mm512_set1_epi32(load_int(x.q + 4 * g)));
+    }
+    start = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x.factor[group]), start);
   }
-  for (int g = 4 * Half; g < 4 * Half + 4; ++g) {
-    sum = _mm512_dpbusd_epi32(sum, w[g], _mm512_set1_epi32(load_int(x.q + 4 * g)));
-  }
-  return sum;
+  return start;
 }
 
-struct WholeScales {
-  __m512 scale, offset;
-
-  WholeScales(const Pair& pair, int block, int group = 0)
-      : scale(join_floats(at(pair, 0, block, group).scale, at(pair, 1, block, group).scale)),
-        offset(join_floats(at(pair, 0, block, group).offset, at(pair, 1, block, group).offset)) {}
-
-  static const BlockScales::Group& at(const Pair& pair, int half, int block, int group) {
-    return pair.scales[half]->block[block].group[group];
-  }
-};
-
-// The two halves' sums by the scales of the activations.
-inline __m512 join_halves(Vector first, Vector second, const ActivationBlock& x) {
-  const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(first), _mm512_set1_ps(x.scale[0]));
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_set1_ps(x.scale[1]), product);
+// A block's scales and offsets of both panels.
+inline __m512 scales_of(const Pair& pair, int block, int group) {
+  return join_floats(pair.scales[0]->block[block].group[group].scale, pair.scales[1]->block[block].group[group].scale);
+}
+inline __m512 offsets_of(const Pair& pair, int block, int group) {
+  return join_floats(pair.scales[0]->block[block].group[group].offset,
+                     pair.scales[1]->block[block].group[group].offset);
 }
 
 template <Codes C, bool Offset>
 struct Whole {
-  WholeScales by;
+  __m512 scale, offset;
 
-  Whole(const Pair& pair, int block, int) : by(pair, block) {}
+  Whole(const Pair& pair, int block) : scale(scales_of(pair, block, 0)), offset(offsets_of(pair, block, 0)) {}
 
   __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    acc = _mm512_fmadd_ps(join_halves(half_sum<C, 0>(w, x), half_sum<C, 1>(w, x), x), by.scale, acc);
-    return Offset ? _mm512_fmadd_ps(by.offset, _mm512_set1_ps(x.sum), acc) : acc;
+    const __m512 start = C == Codes::S8 ? _mm512_set1_ps(x.moved) : _mm512_setzero_ps();
+    const __m512 sum = add_groups<2>(w, x, add_groups<0>(w, x, start));
+    acc = _mm512_fmadd_ps(_mm512_mul_ps(sum, scale), _mm512_set1_ps(x.scale), acc);
+    return Offset ? _mm512_fmadd_ps(offset, _mm512_set1_ps(x.sum), acc) : acc;
   }
 };
 
 template <Codes C>
 struct Halves {
-  WholeScales by[2];
+  __m512 scale[2], offset[2];
 
-  Halves(const Pair& pair, int block, int) : by{{pair, block, 0}, {pair, block, 1}} {}
-
-  __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    const Vector sums[2] = {half_sum<C, 0>(w, x), half_sum<C, 1>(w, x)};
+  Halves(const Pair& pair, int block) {
     for (int half = 0; half < 2; ++half) {
-      const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[half]), by[half].scale);
-      acc = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scale[half]), acc);
+      scale[half] = scales_of(pair, block, half);
+      offset[half] = offsets_of(pair, block, half);
     }
-    for (int half = 0; half < 2; ++half) {
-      const __m512 sum = _mm512_set1_ps(x.scale[half] * static_cast<float>(x.code_sum[half]));
-      acc = _mm512_fmadd_ps(by[half].offset, sum, acc);
-    }
-    return acc;
-  }
-};
-
-template <Codes C>
-struct SubScaled {
-  Vector sub[2];
-  __m512 scale;
-  int zero;
-
-  SubScaled(const Pair& pair, int block, int zero_point) : zero(zero_point) {
-    const BlockSubScales &low = pair.scales[0]->sub[block], &high = pair.scales[1]->sub[block];
-    for (int half = 0; half < 2; ++half) sub[half] = _mm512_srai_epi32(join(low.sub[half], high.sub[half]), 16);
-    scale = join_floats(low.scale, high.scale);
   }
 
   __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    const Vector first = _mm512_mullo_epi32(half_sum<C, 0>(w, x, zero), sub[0]);
-    const Vector second = _mm512_mullo_epi32(half_sum<C, 1>(w, x, zero), sub[1]);
-    return _mm512_fmadd_ps(join_halves(first, second, x), scale, acc);
+    const __m512 first = add_groups<0>(w, x, C == Codes::S8 ? moved(x, 0) : _mm512_setzero_ps());
+    const __m512 second = add_groups<2>(w, x, C == Codes::S8 ? moved(x, 1) : _mm512_setzero_ps());
+    const __m512 product = _mm512_fmadd_ps(second, scale[1], _mm512_mul_ps(first, scale[0]));
+    acc = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scale), acc);
+    acc = _mm512_fmadd_ps(offset[0], _mm512_set1_ps(x.half_sum[0]), acc);
+    return _mm512_fmadd_ps(offset[1], _mm512_set1_ps(x.half_sum[1]), acc);
+  }
+
+  // What unpack's 128 has added to a half; rare enough to be summed here.
+  static __m512 moved(const ActivationBlock& x, int half) {
+    int sum = 0;
+    for (int k = 16 * half; k < 16 * half + 16; ++k) sum += x.q[k] * x.pairs[k / kActivationGroup][0];
+    return _mm512_set1_ps(-128.0f * static_cast<float>(sum));
   }
 };
 
 template <Codes C, class Scaling, int T>
-inline void multiply_tile(const Pair& pair, int blocks, int zero, const ActivationBlock* const* x, __m512* acc) {
+inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* const* x, __m512* acc) {
   constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;
   const std::byte *low = pair.codes[0], *high = pair.codes[1];
   for (int block = 0; block < blocks; ++block, low += kCodeBytes, high += kCodeBytes) {
     Vector w[8];
     unpack<C>(low, high, w);
-    const Scaling scaling(pair, block, zero);
+    const Scaling scaling(pair, block);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) acc[t] = scaling.add(w, x[t][block], acc[t]);
   }
@@ -166,8 +146,8 @@ inline void multiply_tile(const Pair& pair, int blocks, int zero, const Activati
 
 // Blocks [begin, begin + blocks) of a pair times n rows; sums of earlier blocks lie in strip[n][column...].
 template <Codes C, class Scaling>
-void multiply_segment(const Pair& pair, int begin, int blocks, int zero, const ActivationRows& x, int n_rows,
-                      StripRow* strip, int column) {
+void multiply_segment(const Pair& pair, int begin, int blocks, const ActivationRows& x, int n_rows, StripRow* strip,
+                      int column) {
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m512 acc[T];
@@ -175,12 +155,12 @@ void multiply_segment(const Pair& pair, int begin, int blocks, int zero, const A
       rows[t] = x.row(first + t) + begin;
       acc[t] = begin > 0 ? _mm512_load_ps(strip[first + t] + column) : _mm512_setzero_ps();
     }
-    multiply_tile<C, Scaling, T>(pair, blocks, zero, rows, acc);
+    multiply_tile<C, Scaling, T>(pair, blocks, rows, acc);
     for (int t = 0; t < T; ++t) _mm512_store_ps(strip[first + t] + column, acc[t]);
   });
 }
 
-using MultiplySegment = void (*)(const Pair&, int, int, int, const ActivationRows&, int, StripRow*, int);
+using MultiplySegment = void (*)(const Pair&, int, int, const ActivationRows&, int, StripRow*, int);
 
 template <Codes C>
 constexpr MultiplySegment multiply_for(Grouping grouping) {
@@ -188,7 +168,6 @@ constexpr MultiplySegment multiply_for(Grouping grouping) {
     case Grouping::Whole: return multiply_segment<C, Whole<C, true>>;
     case Grouping::WholeNoOffset: return multiply_segment<C, Whole<C, false>>;
     case Grouping::Halves: return multiply_segment<C, Halves<C>>;
-    case Grouping::SubScaled: return multiply_segment<C, SubScaled<C>>;
   }
   return nullptr;
 }
@@ -215,7 +194,7 @@ void multiply_pair(const Matrix& matrix, MultiplySegment multiply, const Activat
       pair.scales[half] = &scales[half];
       pair.codes[half] = matrix.panel_codes(panels[half]) + matrix.block_code_bytes() * static_cast<size_t>(begin);
     }
-    multiply(pair, begin, end - begin, matrix.zero(), x, n_rows, strip, column);
+    multiply(pair, begin, end - begin, x, n_rows, strip, column);
   }
 }
 

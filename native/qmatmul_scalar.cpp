@@ -15,7 +15,6 @@ constexpr int kTile = 8;  // rows that share the unpacking of a block
 struct LaneScales {
   float scale[2];
   float offset[2];
-  int sub[2];
 };
 
 float half_at(const std::byte* halves, int lane) {
@@ -41,15 +40,13 @@ LaneScales super_scales(const Matrix& matrix, const std::byte* at, int block_in_
   const std::byte* sub = at + (offset ? 32 : 16) + block_in_super * groups * kPanelRows * (offset ? 2 : 1) + lane;
   LaneScales to{};
   for (int group = 0; group < groups; ++group, sub += kPanelRows) {
-    to.sub[group] = static_cast<int8_t>(*sub);
-    to.scale[group] = half_at(at, lane) * static_cast<float>(to.sub[group]);
+    to.scale[group] = half_at(at, lane) * static_cast<float>(static_cast<int8_t>(*sub));
     to.offset[group] = -(static_cast<float>(matrix.zero()) * to.scale[group]);
     if (offset) {
       const int sub_offset = static_cast<uint8_t>(sub[groups * kPanelRows]);
       to.offset[group] = -(half_at(at + 16, lane) * static_cast<float>(sub_offset));
     }
   }
-  if (grouping_of(matrix) == Grouping::SubScaled) to.scale[0] = half_at(at, lane);
   return to;
 }
 
@@ -75,29 +72,25 @@ void unpack_block(Codes codes, const std::byte* block, int8_t to[kPanelRows][kBl
   }
 }
 
-int dot(const int8_t* codes, const int8_t* q) {
-  int sum = 0;
-  for (int k = 0; k < 16; ++k) sum += codes[k] * q[k];
-  return sum;
+// Sum of factor * code * q over a half block.
+float half_sum(const int8_t* codes, const ActivationBlock& x, int half) {
+  int total = 0;
+  for (int group = 2 * half; group < 2 * half + 2; ++group) {
+    int sum = 0;
+    for (int k = kActivationGroup * group; k < kActivationGroup * (group + 1); ++k) sum += codes[k] * x.q[k];
+    total += sum * x.pairs[group][0];
+  }
+  return static_cast<float>(total);
 }
 
-float add_block(Grouping grouping, int zero, const int8_t* codes, const LaneScales& by, const ActivationBlock& x,
-                float acc) {
-  const int i0 = dot(codes, x.q), i1 = dot(codes + 16, x.q + 16);
-  const int s0 = x.code_sum[0], s1 = x.code_sum[1];
-  if (grouping == Grouping::SubScaled) {
-    const float first = static_cast<float>(by.sub[0] * (i0 - zero * s0)) * x.scale[0];
-    const float product = std::fma(static_cast<float>(by.sub[1] * (i1 - zero * s1)), x.scale[1], first);
-    return std::fma(product, by.scale[0], acc);
-  }
+float add_block(Grouping grouping, const int8_t* codes, const LaneScales& by, const ActivationBlock& x, float acc) {
+  const float first = half_sum(codes, x, 0), second = half_sum(codes, x, 1);
   if (grouping == Grouping::Halves) {
-    acc = std::fma(static_cast<float>(i0) * by.scale[0], x.scale[0], acc);
-    acc = std::fma(static_cast<float>(i1) * by.scale[1], x.scale[1], acc);
-    acc = std::fma(by.offset[0], x.scale[0] * static_cast<float>(s0), acc);
-    return std::fma(by.offset[1], x.scale[1] * static_cast<float>(s1), acc);
+    acc = std::fma(std::fma(second, by.scale[1], first * by.scale[0]), x.scale, acc);
+    acc = std::fma(by.offset[0], x.half_sum[0], acc);
+    return std::fma(by.offset[1], x.half_sum[1], acc);
   }
-  const float product = std::fma(static_cast<float>(i1), x.scale[1], static_cast<float>(i0) * x.scale[0]);
-  acc = std::fma(product, by.scale[0], acc);
+  acc = std::fma((first + second) * by.scale[0], x.scale, acc);
   return grouping == Grouping::WholeNoOffset ? acc : std::fma(by.offset[0], x.sum, acc);
 }
 
@@ -112,7 +105,7 @@ void multiply_tile(const Matrix& matrix, int panel, const ActivationBlock* const
     for (int lane = 0; lane < kPanelRows; ++lane) {
       const LaneScales by = lane_scales(matrix, panel, block, lane);
       for (int row = 0; row < n; ++row) {
-        out[row][lane] = add_block(grouping, matrix.zero(), unpacked[lane], by, x[row][block], out[row][lane]);
+        out[row][lane] = add_block(grouping, unpacked[lane], by, x[row][block], out[row][lane]);
       }
     }
   }

@@ -5,9 +5,11 @@
 
 namespace corral {
 
-// A half block whose largest value is below this becomes all zeros: its reciprocal would overflow.
+// A block whose largest value is below this becomes all zeros: its reciprocal would overflow.
 constexpr float kLeastMaximum = 1e-30f;
+constexpr float kSteps = 127.0f * kMostFactor;  // of the scale in the largest value
 
+void quantize_block(const float* x, ActivationBlock& block);
 void quantize_row_scalar(const float* x, int cols, ActivationBlock* row);
 #if defined(__x86_64__)
 void quantize_row_avx2(const float* x, int cols, ActivationBlock* row);

@@ -35,7 +35,7 @@ def matmul(
     """x [N, cols] times the matrix's rows, as an executor does it: [N, rows]."""
 
 def quantize_row(x: NDArray[np.float32], isa: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(codes, a scale for every 16 of them)."""
+    """(codes, a scale for every 8 of them)."""
 
 def isas() -> list[str]:
     """Names of the kernels that this processor can run."""
