@@ -20,15 +20,14 @@ def main() -> int:
         return 1
     if not (venv / "bin" / "pip").exists():
         print(f"Making the environment in {sys.argv[1]} ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        if subprocess.run([sys.executable, "-m", "venv", str(venv)]).returncode:
+            return 1
     if "--dev" in sys.argv:
         groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
         print("Installing the tools for checks and tests ...", flush=True)
-        _pip(venv, *groups["dev"])
-    else:
-        print("Building corral and installing what it needs (about two minutes) ...", flush=True)
-        _pip(venv, "-e", str(ROOT))
-    return 0
+        return _pip(venv, *groups["dev"])
+    print("Building corral and installing what it needs (about two minutes) ...", flush=True)
+    return _pip(venv, "-e", str(ROOT))
 
 
 def _missing() -> str:
@@ -44,9 +43,9 @@ def _missing() -> str:
     return ""
 
 
-def _pip(venv: Path, *arguments: str) -> None:
+def _pip(venv: Path, *arguments: str) -> int:
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*command, *arguments], check=True)
+    return subprocess.run([*command, *arguments]).returncode
 
 
 if __name__ == "__main__":

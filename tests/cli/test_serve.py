@@ -1,9 +1,11 @@
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +53,11 @@ def test_first_run_prints_commands_for_curl_ollama_and_openai(serve):
     curl = shlex.split(next(line for line in lines if line.startswith("  curl ")))
     assert curl[1] == f"{address}/api/chat" and json.loads(curl[3])["model"] == "smollm2:135m"
     assert f"OLLAMA_HOST={address} ollama run smollm2:135m" in text
-    assert f"OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=none openai api chat.completions.create" in text
+    openai = next(line for line in lines if "OPENAI_BASE_URL" in line)
+    assert f"OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=none" in openai
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    said = subprocess.run(openai, shell=True, env={"PATH": path}, capture_output=True, text=True, timeout=60)
+    assert "model 'smollm2:135m' not found" in said.stderr  # it ran, and reached the server
 
 
 def test_a_private_server_stops_when_its_parent_is_gone(serve):

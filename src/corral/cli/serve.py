@@ -9,11 +9,17 @@ import signal
 import threading
 
 from corral import __version__
+from corral.cli.client import Client
 from corral.config import DEFAULT_MODEL, DEFAULT_PORT, Settings, parse_host
 from corral.errors import CorralError
 from corral.store.local import Store
 
 _GREETING = "Why is the sky blue? Answer in one sentence."
+_OPENAI = (  # the package has no command of its own
+    "from openai import OpenAI; "
+    'print(OpenAI().chat.completions.create(model="{model}", '
+    'messages=[{{"role": "user", "content": "Hello!"}}]).choices[0].message.content)'
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +67,7 @@ def _fetch(store: Store, settings: Settings, name: str) -> None:
 
 def _welcome(store: Store, host: str, port: int, wanted: str | None) -> str:
     """Where we are, and three commands that work as pasted."""
-    address = _address(host, port)
+    address = Client(host, port).address
     lines = [f"corral {__version__} is listening on {address}", ""]
     stored = [model.name.display for model in store.list()]
     model = wanted or next(iter(stored), DEFAULT_MODEL)
@@ -75,15 +81,9 @@ def _welcome(store: Store, host: str, port: int, wanted: str | None) -> str:
             "Try it from another terminal:",
             f"  curl {address}/api/chat -d '{body}'",
             f'  {where}ollama run {model} "{_GREETING}"',
-            f"  OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=none openai api chat.completions.create "
-            f'-m {model} -g user "{_GREETING}"',
+            f"  OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=none python3 -c '{_OPENAI.format(model=model)}'",
         ]
     )
-
-
-def _address(host: str, port: int) -> str:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
 def _stop_with_parent() -> None:
