@@ -12,12 +12,19 @@ import pytest
 from corral.config import Settings
 from corral.engine.client import EngineClient
 from corral.engine.protocol import Ready
-from corral.errors import CorruptModel, EngineFailed, ModelNotFound, OutOfMemory, ShuttingDown
+from corral.errors import (
+    CorruptModel,
+    EngineFailed,
+    ModelNotFound,
+    OutOfMemory,
+    ShuttingDown,
+    UnsupportedModel,
+)
 from corral.pool.pool import Pool
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
 from corral.types import SamplingParams
-from gguf_files import tiny_llama
+from gguf_files import tiny_llama, write_gguf
 
 KV = 1 << 20
 
@@ -232,6 +239,17 @@ def test_damaged_file_is_corrupt_and_starts_no_engine(model_path, tmp_path):
         broken.write_bytes(model_path.read_bytes()[:500])
         shelf.replace("a", path=broken)
         with pytest.raises(CorruptModel):
+            await use(pool, "a")
+        assert not engines.started
+
+    run(model_path, scenario)
+
+
+def test_architecture_of_another_family_is_named_before_its_keys_are_missed(model_path, tmp_path):
+    async def scenario(pool, engines, shelf):
+        other = write_gguf(tmp_path / "mamba.gguf", {"general.architecture": "mamba", "mamba.block_count": 2})
+        shelf.replace("a", path=other)
+        with pytest.raises(UnsupportedModel, match=r"mamba.*supported: gemma3, llama"):
             await use(pool, "a")
         assert not engines.started
 

@@ -358,7 +358,7 @@ def test_filter_does_not_make_more_text_than_a_prompt_can_have(expression: str) 
     tracemalloc.start()
     try:
         template = ChatTemplate("{{ (" + expression + ")|length }}", TOKENIZER)
-        with pytest.raises(InvalidRequest, match="longer|more than"):
+        with pytest.raises(InvalidRequest, match=r"longer|more than"):
             template.encode([{"role": "user", "content": "hi"}])
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
