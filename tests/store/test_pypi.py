@@ -219,7 +219,7 @@ def test_a_requirement_is_a_name_and_nothing_else(store, fake_pip, text):
 def test_a_file_is_only_taken_where_the_caller_allows_it(store, tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"x")
     for text in (str(tmp_path / "m.gguf"), f"file:{tmp_path}/m.gguf", "./m.gguf", "m.gguf"):
-        with pytest.raises(InvalidRequest, match="corral run"):
+        with pytest.raises(InvalidRequest, match="corral pull"):
             list(pull(store, text))
     list(pull(store, f"file:{tmp_path}/m.gguf", local_files=True))
     assert store.find("m").path.read_bytes() == b"x"

@@ -100,7 +100,7 @@ def _split(text: str) -> tuple[str, str]:
 def _order(store: Store, text: str, name: ModelName | str | None, local_files: bool) -> _Order:
     kind, rest = _split(text)
     if kind == "file" and not local_files:
-        raise InvalidRequest("a local file is added with `corral run FILE`, not by a request", "model")
+        raise InvalidRequest("a local file is added with `corral pull FILE`, not by a request", "model")
     chosen = ModelName.parse(name) if isinstance(name, str) else name
     if kind:
         return _Order(chosen or name_for(text), (f"{kind}:{rest}",), Wanted())
