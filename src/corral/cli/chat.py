@@ -70,6 +70,12 @@ class Chat:
         return body
 
 
+def write(piece: str) -> None:
+    """Show a piece of a reply at once."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
 def print_statistics(final: Json) -> None:
     """`--verbose`'s lines, on stderr."""
     rows = []

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import Any
 
 from corral.cli.exits import OK
 from corral.cli.library import open_library
@@ -21,9 +22,14 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.json:
         print(json.dumps({"models": models}, indent=2))
         return OK
+    print(models_table(models))
+    return OK
+
+
+def models_table(models: list[dict[str, Any]]) -> str:
+    """Rows of /api/tags for people."""
     rows = [
         (model["name"], model["digest"][:12], human_size(model["size"]), since(model["modified_at"]))
         for model in models
     ]
-    print(table(("NAME", "ID", "SIZE", "MODIFIED"), rows))
-    return OK
+    return table(("NAME", "ID", "SIZE", "MODIFIED"), rows)

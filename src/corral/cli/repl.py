@@ -10,10 +10,10 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import HTML
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from corral.cli.chat import Chat, print_statistics
+from corral.cli.chat import Chat, print_statistics, write
 from corral.cli.exits import OK, UsageError
 from corral.cli.library import ServerLibrary
-from corral.cli.render import human_size, since, table
+from corral.cli.list import models_table
 from corral.cli.show import PARTS, facts
 from corral.errors import CorralError
 from corral.server.dialects.ollama_options import OPTIONS
@@ -88,12 +88,12 @@ class Repl:
 
     def _say(self, text: str) -> None:
         try:
-            final = self.chat.say(text, _write)
+            final = self.chat.say(text, write)
         except KeyboardInterrupt:
             print("\n")
             return
         except CorralError:
-            _write("\n")
+            write("\n")
             raise
         print("\n")
         if self.verbose:
@@ -160,11 +160,7 @@ class Repl:
         print(f"Loaded '{rest}'.")
 
     def _list(self, rest: str) -> None:
-        rows = [
-            (model["name"], model["digest"][:12], human_size(model["size"]), since(model["modified_at"]))
-            for model in self.library.list()
-        ]
-        print(table(("NAME", "ID", "SIZE", "MODIFIED"), rows))
+        print(models_table(self.library.list()))
 
     def _clear(self, rest: str) -> None:
         self.chat.messages.clear()
@@ -197,8 +193,3 @@ def _history(path: Path) -> History:
     except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))
-
-
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from corral.cli.chat import Chat, print_statistics
+from corral.cli.chat import Chat, print_statistics, write
 from corral.cli.client import Client
 from corral.cli.exits import OK, ApiError, UsageError
 from corral.cli.library import open_library
@@ -104,14 +104,9 @@ def _once(chat: Chat, prompt: str, arguments: argparse.Namespace) -> int:
         print(json.dumps(final | {"message": {"role": "assistant", "content": chat.last_reply}}))
         return OK
     try:
-        final = chat.say(prompt, _write)
+        final = chat.say(prompt, write)
     finally:
-        _write("\n")
+        write("\n")
     if arguments.verbose:
         print_statistics(final)
     return OK
-
-
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
