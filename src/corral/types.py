@@ -16,7 +16,6 @@ class FinishReason(enum.StrEnum):
 
     STOP = "stop"  # an end-of-sequence token, a stop token or a stop string
     LENGTH = "length"  # max_tokens or the context's end
-    CANCELLED = "cancelled"  # the client went away
     ERROR = "error"  # the engine failed this request
 
 

@@ -32,7 +32,6 @@ class Tokenizer:
         self.eos_ids = vocabulary.end_ids
         self.names = vocabulary.names
         self.add_bos = read_flag(metadata, "add_bos_token", scheme.add_bos) and self.bos_id is not None
-        self.add_eos = read_flag(metadata, "add_eos_token", False) and self.eos_id is not None
         self._vocabulary, self._scheme = vocabulary, scheme
         self._pieces: dict[int, bytes] = {}
         self._special = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
