@@ -227,6 +227,7 @@ class FakePool:
         self.waiting = 0
         self.keep_alives: list[float | None] = []
         self.load_gate: asyncio.Event | None = None
+        self.kv_tokens = 10 * context_length
         self.closed = False
         self.tokenizer = FakeTokenizer()
         self.make_template: Callable[[FakeTokenizer], Any] = FakeTemplate
@@ -257,7 +258,7 @@ class FakePool:
             tokenizer=self.tokenizer,
             template=self.make_template(self.tokenizer),
             engine=self.engine,
-            info=SimpleNamespace(context_length=self.context_length, kv_tokens=10 * self.context_length),
+            info=SimpleNamespace(context_length=self.context_length, kv_tokens=self.kv_tokens),
             size=4321,
             expires_at=None,
             load_ns=5_000_000,

@@ -35,14 +35,19 @@ class InvalidRequest(UserError):
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt (and the tokens asked for) exceed the context, all in tokens."""
+    """The prompt (and the tokens asked for) exceed the context, all in tokens.
 
-    def __init__(self, prompt: int, context: int, wanted: int = 0):
+    `limit` says in brackets what the context is limited by, where that is not the model.
+    """
+
+    def __init__(
+        self, prompt: int, context: int, wanted: int = 0, *, param: str = "messages", limit: str = ""
+    ):
         asked = f" and {wanted} were requested for the reply" if wanted else ""
         super().__init__(
-            f"This model's context is {context} tokens, but the prompt has {prompt}{asked}. "
+            f"This model's context is {context} tokens{limit}, but the prompt has {prompt}{asked}. "
             "Shorten the prompt or ask for fewer tokens.",
-            "messages",
+            param,
         )
         self.prompt, self.context, self.wanted = prompt, context, wanted
 
@@ -50,12 +55,12 @@ class PromptTooLong(InvalidRequest):
 class PromptTooLarge(PromptTooLong):
     """The prompt has so many bytes that it cannot fit the context, whatever its tokens are."""
 
-    def __init__(self, size: int, context: int):
+    def __init__(self, size: int, context: int, *, param: str = "messages", limit: str = ""):
         InvalidRequest.__init__(
             self,
-            f"This model's context is {context} tokens, but the prompt has {size} bytes, far too "
+            f"This model's context is {context} tokens{limit}, but the prompt has {size} bytes, far too "
             "many to fit. Shorten the prompt.",
-            "messages",
+            param,
         )
         self.prompt, self.context, self.wanted = 0, context, 0
 

@@ -250,6 +250,27 @@ def test_too_long_prompt_names_both_lengths(server: LiveServer, client: openai.O
     assert not server.engine.seen
 
 
+def test_too_long_prompt_names_its_own_field_and_what_limits_the_context(server: LiveServer) -> None:
+    _, reply = server.post("/v1/completions", prompt="x" * 150)
+    assert reply["error"]["param"] == "prompt"
+    assert "CORRAL_KV_CACHE" not in reply["error"]["message"]
+    server.pool.models.clear()
+    server.pool.kv_tokens = 32
+    _, reply = server.post("/v1/completions", prompt="x" * 50)
+    assert (reply["error"]["param"], reply["error"]["code"]) == ("prompt", "context_length_exceeded")
+    assert "32 tokens" in reply["error"]["message"] and "CORRAL_KV_CACHE" in reply["error"]["message"]
+    _, reply = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "x" * 5000}])
+    assert reply["error"]["param"] == "messages" and "CORRAL_KV_CACHE" in reply["error"]["message"]
+    assert server.request("GET", "/api/ps")[1]["models"][0]["context_length"] == 32
+
+
+def test_more_sequences_than_the_queue_holds_are_refused_for_good(server: LiveServer) -> None:
+    status, reply = server.post("/v1/completions", prompt=["x"] * 128, n=8)
+    assert (status, reply["error"]["param"]) == (400, "n")
+    assert "1024" in reply["error"]["message"] and "OLLAMA_MAX_QUEUE" in reply["error"]["message"]
+    assert server.post("/v1/completions", prompt=["x"] * 128, n=4, max_tokens=1)[0] == 200
+
+
 def test_missing_model_is_404_with_a_suggestion(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="tiny:latest") as error:
         client.chat.completions.create(model="tinny", messages=CHAT)

@@ -33,6 +33,10 @@ class _Reader:
     def __init__(self, model: LoadedModel, generation: Generation, params: SamplingParams):
         self.model, self.generation, self.params = model, generation, params
         self.context = params.context or model.info.context_length
+        conversation = any(isinstance(prompt, Conversation) for prompt in generation.prompts)
+        self.field = "messages" if conversation else "prompt"
+        small_cache = self.context == model.info.kv_tokens < model.info.context_length
+        self.limit = " (all that its KV cache holds; CORRAL_KV_CACHE sets that)" if small_cache else ""
 
     def read_all(self) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
         params = self.params
@@ -102,7 +106,7 @@ class _Reader:
         if len(data) <= limit:
             return text
         if not self.generation.overflow.cut:
-            raise PromptTooLarge(len(data), self.context)
+            raise PromptTooLarge(len(data), self.context, param=self.field, limit=self.limit)
         return data[-limit:].decode("utf-8", "ignore")
 
     def _read_conversation(
@@ -111,7 +115,7 @@ class _Reader:
         size = sum(len(message["content"].encode()) for message in conversation.messages)
         if size > BYTES_PER_TOKEN * self.context:
             if not self.generation.overflow.cut:
-                raise PromptTooLarge(size, self.context)
+                raise PromptTooLarge(size, self.context, param=self.field, limit=self.limit)
             conversation = self._drop_bytes(conversation)
         ids = self._render(conversation)
         return TokenisedPrompt(ids), lambda: self._drop_messages(conversation)
@@ -144,6 +148,9 @@ class _Reader:
                 low = middle + 1
         return best
 
+    def _too_long(self, length: int, wanted: int = 0) -> PromptTooLong:
+        return PromptTooLong(length, self.context, wanted, param=self.field, limit=self.limit)
+
     def _fit(self, prompt: TokenisedPrompt, shorten: Callable[[], tuple[int, ...]] | None) -> TokenisedPrompt:
         overflow, length = self.generation.overflow, len(prompt.ids)
         wanted = self.params.max_tokens
@@ -151,14 +158,14 @@ class _Reader:
             explicit = wanted is not None and not self.generation.shrink_to_fit
             need = (wanted or 0) if explicit else 1
             if length + need > self.context:
-                raise PromptTooLong(length, self.context, need if explicit else 0)
+                raise self._too_long(length, need if explicit else 0)
             return prompt
         if length + (0 if wanted == 0 else 1) <= self.context:
             return prompt
         ids = shorten() if shorten else prompt.ids
         if len(ids) >= self.context:
             if not overflow.shift:
-                raise PromptTooLong(len(ids), self.context)
+                raise self._too_long(len(ids))
             ids = cut_middle(ids, self.context, overflow.keep)
         log.warning("prompt of %d tokens cut to %d to fit a context of %d", length, len(ids), self.context)
         return dataclasses.replace(prompt, ids=ids, dropped=length - len(ids))

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from corral.config import Settings
+from corral.errors import InvalidRequest
 from corral.pool.pool import Pool
 from corral.server.drain import Drain
 from corral.server.generate import generate
@@ -23,6 +24,13 @@ class Service:
 
     def generate(self, generation: Generation) -> AsyncGenerator[Event, None]:
         """Run a generation with the operator's default context."""
+        replies, most = len(generation.prompts) * generation.n, self.settings.max_queue
+        if replies > most:  # or it would be told to try again later, for ever
+            raise InvalidRequest(
+                f"the request asks for {replies} replies, but a model takes at most {most} at once; "
+                "ask for fewer, or raise OLLAMA_MAX_QUEUE",
+                "n",
+            )
         return generate(self.pool, generation, self.settings.context_length)
 
     async def find(self, name: str) -> StoredModel:

@@ -113,7 +113,7 @@ def _loaded(model: LoadedModel) -> dict[str, Any]:
         "details": model_details(model.stored),
         "expires_at": expires.isoformat(),
         "size_vram": 0,
-        "context_length": model.info.context_length,
+        "context_length": min(model.info.context_length, model.info.kv_tokens),
     }
 
 
