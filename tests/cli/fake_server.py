@@ -139,14 +139,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for value in values:
-            self.chunk(json.dumps(value).encode() + b"\n")
         if last and self.server.hang.is_set():
-            with contextlib.suppress(ConnectionError):  # it had not read everything
+            with contextlib.suppress(ConnectionError):  # it has not read everything
+                for value in values:
+                    self.chunk(json.dumps(value).encode() + b"\n")
                 self.connection.recv(1)  # returns when the client hangs up
             self.server.gone.set()
             self.close_connection = True
             return
+        for value in values:
+            self.chunk(json.dumps(value).encode() + b"\n")
         if last:
             self.chunk(json.dumps(last).encode() + b"\n")
         self.chunk(b"")
