@@ -1,5 +1,6 @@
 """Settings from the environment: defaults, every kind of value, and what is said about a wrong one."""
 
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,25 @@ def test_variables_are_read_and_trimmed():
         ("OLLAMA_KEEP_ALIVE", "soon"),
         ("CORRAL_MEMORY", "much"),
         ("OLLAMA_MAX_QUEUE", "1.5"),
+        ("OLLAMA_MAX_QUEUE", "0"),
+        ("OLLAMA_MAX_QUEUE", "-1"),
+        ("OLLAMA_MAX_LOADED_MODELS", "-2"),
+        ("OLLAMA_CONTEXT_LENGTH", "-1"),
+        ("CORRAL_THREADS", "-1"),
+        ("CORRAL_BATCH_TOKENS", "0"),
+        ("CORRAL_MAX_SEQUENCES", "9" * 5000),
         ("CORRAL_ISA", "mmx"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(name, value):
     with pytest.raises(UserError, match=name):
         load_settings({"HOME": "/", name: value})
+
+
+def test_a_timeout_of_nothing_is_none_and_a_drain_of_less_is_short():
+    names = ("OLLAMA_LOAD_TIMEOUT", "CORRAL_STEP_TIMEOUT", "CORRAL_DRAIN_TIMEOUT")
+    settings = load_settings({"HOME": "/", **dict.fromkeys(names, "-1s")})
+    assert (settings.load_timeout, settings.step_timeout, settings.drain_timeout) == (inf, inf, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The one reader of the environment: makes the frozen Settings that everything else is given."""
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -50,17 +51,17 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
         history=home / ".corral" / "history",
         models=Path(env.text("CORRAL_MODELS", str(home / ".corral" / "models"))).expanduser(),
         keep_alive=env.duration("OLLAMA_KEEP_ALIVE", 300.0),
-        load_timeout=env.duration("OLLAMA_LOAD_TIMEOUT", 300.0),
-        step_timeout=env.duration("CORRAL_STEP_TIMEOUT", 120.0),
-        drain_timeout=env.duration("CORRAL_DRAIN_TIMEOUT", 30.0),
-        max_queue=env.integer("OLLAMA_MAX_QUEUE", 512),
+        load_timeout=env.timeout("OLLAMA_LOAD_TIMEOUT", 300.0),
+        step_timeout=env.timeout("CORRAL_STEP_TIMEOUT", 120.0),
+        drain_timeout=max(0.0, env.duration("CORRAL_DRAIN_TIMEOUT", 30.0)),
+        max_queue=env.integer("OLLAMA_MAX_QUEUE", 512, least=1),
         max_loaded_models=env.integer("OLLAMA_MAX_LOADED_MODELS", 0),
         memory_budget=env.size("CORRAL_MEMORY", 0),
         kv_cache=env.size("CORRAL_KV_CACHE", 0),
         context_length=env.integer("OLLAMA_CONTEXT_LENGTH", 0),
         threads=env.integer("CORRAL_THREADS", 0),
-        batch_tokens=max(1, env.integer("CORRAL_BATCH_TOKENS", 256)),
-        max_sequences=max(1, env.integer("CORRAL_MAX_SEQUENCES", 64)),
+        batch_tokens=env.integer("CORRAL_BATCH_TOKENS", 256, least=1),
+        max_sequences=env.integer("CORRAL_MAX_SEQUENCES", 64, least=1),
         isa=env.choice("CORRAL_ISA", ISAS),
         origins=tuple(part.strip() for part in env.text("OLLAMA_ORIGINS", "").split(",") if part.strip()),
     )
@@ -113,11 +114,16 @@ class _Environment:
             raise UserError(f"{name}: '{text}' is not one of {', '.join(choices)}")
         return text
 
-    def integer(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int, *, least: int = 0) -> int:
         text = self.text(name, "")
-        if text and not re.fullmatch(r"-?\d+", text):
-            raise UserError(f"{name}: '{text}' is not a whole number")
+        if text and not (re.fullmatch(r"\d{1,18}", text) and int(text) >= least):
+            raise UserError(f"{name}: '{text}' is not a whole number from {least} on")
         return int(text) if text else default
+
+    def timeout(self, name: str, default: float) -> float:
+        """A duration; nothing or less is no limit, as in Ollama."""
+        seconds = self.duration(name, default)
+        return seconds if seconds > 0 else math.inf
 
     def duration(self, name: str, default: float) -> float:
         text = self.text(name, "")
@@ -127,8 +133,8 @@ class _Environment:
             raise UserError(f"{name}: {error}") from None
 
     def size(self, name: str, default: int) -> int:
-        text = self.text(name, "").upper()
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", text)
+        text = self.text(name, "")
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", text.upper())
         if text and not match:
             raise UserError(f"{name}: '{text}' is not a size like 512M or 4G")
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")) if match else default

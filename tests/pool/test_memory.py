@@ -46,5 +46,17 @@ def test_kv_cache_holds_one_full_context_where_half_of_the_memory_does(config):
     assert kv(config, 2 * one - 4) == (2 * one - 4) // 4
 
 
+def test_kv_cache_takes_no_more_than_the_weights_leave_as_long_as_that_is_enough(config):
+    token = kv_bytes_per_token(config)
+    budget = MemoryBudget.of(Settings(memory_budget=20000 * token), 0)
+
+    def need(left):
+        return budget.need(config, (20000 - left) * token * 10 // 11, Settings())
+
+    assert need(left=10000).kv == 5000 * token
+    assert need(left=3000).total <= budget.total and need(left=3000).kv // token in (3000, 3001)
+    assert need(left=1000).total > budget.total
+
+
 def test_kv_cache_is_what_the_operator_says(config):
     assert kv(config, GIB, kv_cache=12345) == 12345

@@ -5,7 +5,8 @@ Unless the operator says otherwise (`CORRAL_MEMORY`, `CORRAL_KV_CACHE`):
 - all models together get 80 % of what was free when the server started;
 - a model's weights are counted as its file's size and a tenth;
 - a model's KV cache gets a quarter of what was free (or of `CORRAL_MEMORY`), more if one full context needs
-  it and that is at most half, and never more than all its sequences could use with full contexts.
+  it and that is at most half, never more than all its sequences could use with full contexts, and no more
+  than its weights leave of the whole.
 
 KV memory is reserved and not touched: a page becomes real when the first token is stored in it.
 """
@@ -17,6 +18,7 @@ from corral.models.config import ModelConfig
 
 _KV_ELEMENT_BYTES = 2  # float16
 _BLOCK = 16
+_LEAST = 2048  # tokens: with less memory a model is refused rather than crippled
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,18 @@ class MemoryBudget:
 
     def need(self, config: ModelConfig, file_size: int, settings: Settings) -> ModelMemory:
         """What a model will take."""
-        return ModelMemory(file_size * 11 // 10, settings.kv_cache or self._kv(config, settings))
+        weights = file_size * 11 // 10
+        return ModelMemory(weights, settings.kv_cache or self._kv(config, settings, self.total - weights))
 
-    def _kv(self, config: ModelConfig, settings: Settings) -> int:
+    def _kv(self, config: ModelConfig, settings: Settings, left: int) -> int:
+        """The default; what the weights leave where that is less but enough to talk."""
         context = min(settings.context_length or config.context_length, config.context_length)
         one = -(-context // _BLOCK) * _BLOCK * kv_bytes_per_token(config)
         share = self.kv_base // 4
         if share < one <= self.kv_base // 2:
             share = one
-        return min(share, one * settings.max_sequences)
+        most = min(share, one * settings.max_sequences)
+        return left if _LEAST * kv_bytes_per_token(config) <= left < most else most
 
 
 def kv_bytes_per_token(config: ModelConfig) -> int:
