@@ -470,14 +470,17 @@ def test_real_engine_is_killed_and_comes_back_with_the_next_lease(model_path):
         params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
         try:
             async with pool.lease("a") as model:
-                before = [output.tokens async for output in model.engine.generate([1, 2], params)]
+                before = [
+                    id async for output in model.engine.generate([1, 2], params) for id in output.tokens
+                ]
                 os.kill(model.engine.pid, signal.SIGKILL)
                 with pytest.raises(EngineFailed):
                     async for _ in model.engine.generate([1, 2], params):
                         pass
             async with pool.lease("a") as again:
                 assert again.engine.pid != model.engine.pid
-                assert [output.tokens async for output in again.engine.generate([1, 2], params)] == before
+                after = [id async for output in again.engine.generate([1, 2], params) for id in output.tokens]
+                assert after == before
                 pid = again.engine.pid
         finally:
             await pool.close()
