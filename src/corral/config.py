@@ -29,9 +29,8 @@ class Settings:
     max_queue: int = 512  # requests waiting or running in one model
     max_loaded_models: int = 0  # 0 = as many as fit the memory budget
     memory_budget: int = 0  # for weights and KV of all models; 0 = 80 % of what is free at start
-    kv_cache: int = (
-        0  # KV memory of one model; 0 = a quarter of what is free, at most what its requests can use
-    )
+    # KV memory of one model; 0 = a quarter of what is free, at most what its requests can use
+    kv_cache: int = 0
     context_length: int = 0  # default context of a request; 0 = the model's own
     threads: int = 0  # 0 = the cores that this process may use
     batch_tokens: int = 256  # tokens computed in one step

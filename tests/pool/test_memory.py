@@ -1,10 +1,12 @@
 import pytest
 
 from corral.config import Settings
+from corral.executors.batch import BLOCK_SIZE
 from corral.models.config import read_config
+from corral.models.table import build_program
 from corral.pool.memory import MemoryBudget, kv_bytes_per_token
 from corral.weights.gguf import open_gguf
-from gguf_files import tiny_llama
+from gguf_files import tiny_gemma3, tiny_llama
 
 GIB = 2**30
 
@@ -17,6 +19,15 @@ def config(tmp_path_factory):
 def kv(config, available, **settings):
     settings = Settings(**settings)
     return MemoryBudget.of(settings, available).need(config, 1000, settings).kv
+
+
+@pytest.mark.parametrize("write", [tiny_llama, tiny_gemma3])
+def test_kv_cache_is_counted_as_executors_count_it(write, tmp_path):
+    with open_gguf(write(tmp_path / "tiny.gguf")) as file:
+        config, program = read_config(file.metadata), build_program(file)
+        assert kv_bytes_per_token(config) == program.kv_bytes_per_token()
+    two = BLOCK_SIZE * 2 * kv_bytes_per_token(config)
+    assert kv(config, 1000 * GIB, context_length=BLOCK_SIZE + 1, max_sequences=1) == two
 
 
 def test_all_models_get_four_fifths_of_what_is_free_or_what_was_set():

@@ -17,7 +17,7 @@ from corral.config import Settings
 from corral.models.config import ModelConfig
 
 _KV_ELEMENT_BYTES = 2  # float16
-_BLOCK = 16
+_BLOCK = 16  # tokens; the executors' own constant would bring an array library into the server
 _LEAST = 2048  # tokens: with less memory a model is refused rather than crippled
 
 
