@@ -122,13 +122,9 @@ class Pool:
             await self._gone(place)
         return True
 
-    async def close(self, drain: float = 0) -> None:
-        """Take no more leases, give those that are held `drain` seconds, and end every engine."""
+    async def close(self) -> None:
+        """Take no more leases, and end every engine, in use or not; who drains has done so before."""
         self._closing = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(drain):
-                while any(place.leases for place in self._held):
-                    await self._change()
         for place in list(self._held):
             place.loading.cancel()
             self._retire(place)
