@@ -48,7 +48,8 @@ int Program::panels_of_a_chunk(const Matrix& matrix, int rows, int panels) const
   const int64_t least = (kChunkWork + work - 1) / work;
   // Enough chunks to even out the threads, few enough to be cheap.
   const int64_t wanted = panels / (16 * team_.size());
-  return static_cast<int>(std::max<int64_t>({1, least, wanted}));
+  const int64_t chunk = std::max({int64_t{1}, least, wanted});
+  return static_cast<int>(chunk + chunk % 2);  // some kernels take panels in pairs
 }
 
 void Program::run(const Linear& op) {

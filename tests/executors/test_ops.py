@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
 from batches import Part, blocks_for, make_batch
+from corral.config import ISAS
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import (
@@ -30,7 +31,7 @@ VOCAB = 96
 COUNTS = (1, 2, 7, 33, 96)
 
 
-@pytest.fixture(params=["scalar", "avx2"])
+@pytest.fixture(params=[isa for isa in ISAS if isa != "auto"])
 def isa(request: pytest.FixtureRequest) -> str:
     empty = Program((), (), (), (), 1, 1)
     try:
