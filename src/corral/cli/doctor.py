@@ -101,7 +101,11 @@ def check_store(settings: Settings) -> Iterator[Finding]:
     """Whether the store can be written, and has room."""
     root = settings.models
     there = next(path for path in (root, *root.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir():
+        fix = "set CORRAL_MODELS to a folder of your own"
+        yield Finding("store", "fail", f"{there} is not a folder", fix)
+        return
+    if not os.access(there, os.W_OK | os.X_OK):
         fix = f"sudo chown -R $(id -un) {there}, or set CORRAL_MODELS to a folder of your own"
         yield Finding("store", "fail", f"{root} cannot be written", fix)
         return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from corral.errors import CorralError, InvalidRequest, PullFailed, UserError
+from corral.errors import CorralError, CorruptModel, InvalidRequest, PullFailed, UnsupportedModel, UserError
 from corral.store import manifest as media
 from corral.store.catalogue import find_entry
 from corral.store.durable import disk_errors, make_folder
@@ -73,8 +73,9 @@ def name_for(name_or_source: str) -> ModelName:
     kind, rest = _split(name_or_source)
     if kind == "":
         return ModelName.parse(rest)
-    base = rest.partition("==")[0] if kind == "pypi" else PurePosixPath(rest).name.removesuffix(".gguf")
-    return ModelName(model=re.sub(r"[^a-z0-9_.-]+", "-", base.lower()).strip("-.")[:80] or "model")
+    base = rest.partition("==")[0] if kind == "pypi" else PurePosixPath(rest).name
+    base = base.lower().removesuffix(".gguf")
+    return ModelName(model=re.sub(r"[^a-z0-9_.-]+", "-", base).strip("-.")[:80] or "model")
 
 
 def is_source(text: str) -> bool:
@@ -92,7 +93,7 @@ def _split(text: str) -> tuple[str, str]:
     kind, colon, rest = text.partition(":")
     if colon and kind in _SOURCES:
         return kind, rest
-    if text.startswith(("/", "./", "../", "~/")) or text.endswith(".gguf"):
+    if text.startswith(("/", "./", "../", "~/")) or text.lower().endswith(".gguf"):
         return "file", text
     return "", text
 
@@ -156,8 +157,10 @@ def _deliver_from(source: Source, store: Store, order: _Order, inspect: Inspect 
             raise PullFailed(f"the sha256 is {out.digest[:12]} instead of {order.wanted.sha256[:12]}")
         try:
             config = inspect(out.path) if inspect else {}
-        except UserError:
+        except UserError as error:
             shutil.rmtree(partial, ignore_errors=True)  # fetching the same bytes again would not help
+            if isinstance(error, CorruptModel | UnsupportedModel):  # it names a file that nobody knows
+                raise type(error)(str(error).replace(out.path.name, source.title)) from None
             raise
         weights = store.publish_blob(out, media.MODEL)
     yield Progress("writing manifest")

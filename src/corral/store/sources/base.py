@@ -44,6 +44,11 @@ class Source(Protocol):
         ...
 
     @property
+    def title(self) -> str:
+        """What the user calls it."""
+        ...
+
+    @property
     def license(self) -> str:
         """The licence text found beside the file, after `fetch`."""
         ...

@@ -16,6 +16,7 @@ class FileSource:
 
     def __init__(self, text: str):
         self.path = Path(text).expanduser()
+        self.title = str(self.path)
 
     def fetch(self, wanted: Wanted, out: DurableFile, partial: Path) -> Iterator[Progress]:
         """Take the file over, hashing it."""

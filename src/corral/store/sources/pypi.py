@@ -37,6 +37,7 @@ class PypiSource:
             raise UserError(f"'pypi:{text[:100]}' is not pypi:NAME or pypi:NAME==VERSION")
         self.package = _normalised(match[1])
         self.requirement = self.package + (match[2] or "")
+        self.title = f"pypi:{self.requirement}"
         self.license = ""
 
     def fetch(self, wanted: Wanted, out: DurableFile, partial: Path) -> Iterator[Progress]:
