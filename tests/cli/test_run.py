@@ -33,6 +33,21 @@ def test_nothing_to_ask_is_wrong_usage(corral, server):
     assert done.returncode == 2 and "nothing to ask" in done.stderr
 
 
+def test_a_prompt_that_is_no_text_is_wrong_usage(environment, server):
+    command = [sys.executable, "-m", "corral.cli.main", "run", "smollm2:135m"]
+    given = environment | {"OLLAMA_HOST": server.host}
+    for words, stdin in ((["a"], b"\xff\xfe"), ([b"a\xff"], b"")):
+        done = subprocess.run([*command, *words], input=stdin, capture_output=True, env=given)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"not UTF-8" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_without_a_model_only_the_model_is_missed(corral, server):
+    done = corral("run", server=server)
+    assert done.returncode == 2
+    assert "required: model" in done.stderr and "required: model, prompt" not in done.stderr
+
+
 def test_flags_become_options(corral, server):
     flags = "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --seed 7 --max-tokens 5 --context 100"
     corral(

