@@ -253,6 +253,11 @@ def test_runaway_or_failing_template_is_an_invalid_request(source: str) -> None:
         ChatTemplate(source, TOKENIZER).render(user("x" * 10_000))
 
 
+def test_conversation_beyond_the_work_limit_says_what_to_do() -> None:
+    with pytest.raises(InvalidRequest, match="fewer messages"):
+        ChatTemplate(CHATML, TOKENIZER).encode(user("x") * 100_000)
+
+
 def test_broken_template_is_reported_when_it_is_used() -> None:
     template = ChatTemplate("{% if", TOKENIZER)
     assert not template.supports_tools and not template.supports_system

@@ -195,4 +195,6 @@ def _strftime_now(form: str) -> str:
 
 def _reason(error: minijinja.TemplateError) -> str:
     where = f" (line {error.line})" if error.line else ""
+    if error.kind == "OutOfFuel":
+        return f"it takes more than {FUEL} steps; send fewer messages{where}"
     return f"{error.detail or error.kind}{where}"
