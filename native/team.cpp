@@ -23,10 +23,17 @@ void relax() {
 }  // namespace
 
 Team::Team(int threads) {
-  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {  // the system has no thread left for us: those made must end before they are destroyed
+    end();
+    throw;
+  }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
   stop_.store(true);
   alarm_.fetch_add(1);
   alarm_.notify_all();

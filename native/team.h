@@ -37,6 +37,7 @@ class Team {
  private:
   using Call = void (*)(const void* body, int chunk, int thread);
 
+  void end();
   void run_region(int chunks, Call call, const void* body);
   bool take_chunk(int thread);
   void work(int thread);

@@ -1,5 +1,7 @@
 """The native executor as a whole: the same bits however the work is cut, wrong batches refused, loading."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -283,3 +285,21 @@ def test_an_idle_team_sleeps(program: Program) -> None:
     before = time.process_time()
     time.sleep(0.4)
     assert time.process_time() - before < 0.1
+
+
+def test_a_team_that_cannot_be_made_is_an_error_and_not_the_end_of_the_process() -> None:
+    program = "\n".join(
+        [
+            "import resource",
+            "from corral.executors.native import NativeExecutor",
+            "from corral.models.program import Program",
+            "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))",
+            "try:",
+            "    empty = Program((), (), (), (), 1, 1)",
+            "    NativeExecutor(empty, num_blocks=1, max_tokens=1, max_sequences=1, threads=5000)",
+            "except RuntimeError as error:",
+            "    print('refused:', error)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout[:8]) == (0, "refused:"), done.stderr

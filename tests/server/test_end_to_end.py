@@ -11,7 +11,7 @@ from live_server import LiveServer
 import gguf_files
 from corral.config import Settings
 from corral.pool.pool import Pool
-from corral.server.details import read_config
+from corral.server.details import config_fields
 from corral.store.local import Store
 from corral.store.names import ModelName
 
@@ -23,7 +23,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     for name, write in (("llama", gguf_files.tiny_llama), ("gemma", gguf_files.tiny_gemma3)):
         path = folder / f"{name}.gguf"
         write(path)
-        store.add_file(path, ModelName.parse(name), inspect=read_config)
+        store.add_file(path, ModelName.parse(name), inspect=config_fields)
     settings = Settings(models=store.root, threads=1, kv_cache=8 << 20, memory_budget=1 << 30)
     server = LiveServer(settings, Pool(store, settings))
     yield server
@@ -113,3 +113,14 @@ def test_unload_ends_the_process_and_show_still_works(live: LiveServer) -> None:
     live.request("POST", "/api/generate", {"model": "gemma", "prompt": "", "keep_alive": 0})
     assert "gemma:latest" not in [row["name"] for row in live.request("GET", "/api/ps")[1]["models"]]
     assert live.request("POST", "/api/show", {"model": "gemma"})[1]["details"]["family"] == "gemma3"
+
+
+def test_damaged_model_is_said_to_be_so_and_can_be_deleted_as_told(live: LiveServer) -> None:
+    manifest = live.store.manifests / "registry.ollama.ai" / "library" / "bad" / "latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_bytes(b'{"layers": []}')
+    status, reply = live.request("POST", "/api/show", {"model": "bad"})
+    assert status == 500 and "corral rm bad:latest" in reply["error"]
+    assert live.request("DELETE", "/api/delete", {"model": "bad"})[0] == 200
+    assert not manifest.exists()
+    assert live.request("DELETE", "/api/delete", {"model": "bad"})[0] == 404

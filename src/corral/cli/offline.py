@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from corral.config import Settings
-from corral.server.details import model_card, model_row, read_config
+from corral.server.details import model_card, model_row, config_fields
 from corral.store.local import Store
 from corral.store.pull import pull
 
@@ -33,7 +33,7 @@ class StoreLibrary:
 
     def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
         """Fetch a model; local files are allowed, as the caller is the owner of the store."""
-        steps = pull(self.store, source, name=name, inspect=read_config, local_files=True)
+        steps = pull(self.store, source, name=name, inspect=config_fields, local_files=True)
         try:
             for step in steps:
                 yield {

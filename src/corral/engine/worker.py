@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from array import array
 from typing import NoReturn
 
@@ -115,6 +116,9 @@ def _read_messages(connection: socket.socket, inbox: queue.SimpleQueue[Add | Can
         _exit(_OK)  # closed with something unread
     except (BadFrame, OSError) as error:
         print(f"corral engine: {error}", file=sys.stderr, flush=True)
+        _exit(_BROKEN_PEER)
+    except BaseException:  # without this thread the engine would be deaf, and seem idle
+        traceback.print_exc()
         _exit(_BROKEN_PEER)
     _exit(_OK)
 

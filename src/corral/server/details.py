@@ -32,7 +32,7 @@ LONG_ARRAY = 5  # longer ones are left empty unless asked for
 _LEFT_OUT = ("general.name", "tokenizer.chat_template")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def config_fields(path: Path) -> dict[str, Any]:
     """The fields of a store's config blob, in Ollama's names; raises what the GGUF reader raises."""
     with open_gguf(path) as file:
         return _config(file)

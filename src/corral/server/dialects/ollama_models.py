@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.pool.pool import LoadedModel
-from corral.server.details import model_card, model_details, model_row, read_config
+from corral.server.details import model_card, model_details, model_row, config_fields
 from corral.server.dialects.ollama import last_line
 from corral.server.dialects.ollama_replies import NDJSON
 from corral.server.dialects.ollama_types import ModelRequest
@@ -74,15 +74,14 @@ class OllamaModels:
     async def delete(self, request: Request) -> Response:
         """DELETE /api/delete: out of memory first, then out of the store."""
         name = _required(decode(await read_body(request), ModelRequest))
-        await self.service.find(name)
-        await self.service.pool.unload(name)
+        await self.service.pool.unload(name)  # which finds damaged models too: they are to be removed
         await asyncio.to_thread(self.service.store.delete, name)
         return Response(status_code=200)
 
     async def pull(self, request: Request) -> Work:
         """POST /api/pull."""
         wire = decode(await read_body(request), ModelRequest)
-        steps = _pull(pull(self.service.store, _required(wire), inspect=read_config))
+        steps = _pull(pull(self.service.store, _required(wire), inspect=config_fields))
         if wire.stream is not False:
             return stream(self.service.drain, _lines(steps), NDJSON, last_line)
         return single(self.service.drain, lambda: _last(steps))
