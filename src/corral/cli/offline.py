@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from corral.config import Settings
-from corral.server.details import model_card, model_row, config_fields
+from corral.server.details import config_fields, model_card, model_row
 from corral.store.local import Store
 from corral.store.pull import pull
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.pool.pool import LoadedModel
-from corral.server.details import model_card, model_details, model_row, config_fields
+from corral.server.details import config_fields, model_card, model_details, model_row
 from corral.server.dialects.ollama import last_line
 from corral.server.dialects.ollama_replies import NDJSON
 from corral.server.dialects.ollama_types import ModelRequest
