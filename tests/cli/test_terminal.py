@@ -49,6 +49,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_what_came(repl, server):
 def test_several_lines_between_triple_quotes(repl, server):
     repl.line('"""one')
     repl.expect("... ")
+    repl.expect('""" ends the message')
     repl.type("two\r")
     repl.expect("... ")
     repl.type('three"""\r')

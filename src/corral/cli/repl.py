@@ -73,13 +73,12 @@ class Repl:
 
     def _read(self) -> str:
         """A message: a line, or several between triple quotes."""
-        placeholder = HTML("<ansibrightblack>Send a message (/? for help)</ansibrightblack>")
         try:
-            line = self.session.prompt(">>> ", placeholder=placeholder).strip()
+            line = self.session.prompt(">>> ", placeholder=_grey("Send a message (/? for help)")).strip()
             if line.count(QUOTES) % 2:
                 lines = [line]
                 while QUOTES not in lines[-1] or len(lines) == 1:
-                    lines.append(self.session.prompt("... "))
+                    lines.append(self.session.prompt("... ", placeholder=_grey(f"{QUOTES} ends the message")))
                 line = "\n".join(lines)
         except KeyboardInterrupt:
             print("Use Ctrl + d or /bye to exit.")
@@ -171,6 +170,10 @@ class Repl:
 
     def _bye(self, rest: str) -> None:
         raise _Leave
+
+
+def _grey(text: str) -> HTML:
+    return HTML(f"<ansibrightblack>{text}</ansibrightblack>")
 
 
 def _typed(name: str, values: list[str]) -> Any:
