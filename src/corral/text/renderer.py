@@ -1,0 +1,92 @@
+"""Chat templates rendered in a process of their own: a hostile one costs a rendering and not the server."""
+
+import atexit
+import contextlib
+import functools
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from corral.config import child_environment
+from corral.text.render_frames import Answer, Task, TemplateFailed, read_frame, write_frame
+
+TIME_LIMIT = 5.0  # seconds; the limit on steps ends nearly all that is hostile long before
+
+
+class Renderer:
+    """The render process: started when first needed, and again after a template has ended it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, source: str, context: Mapping[str, Any]) -> str:
+        """The text; TemplateFailed if the template fails, refuses, or takes too much memory or time."""
+        return self._ask(Task(source, dict(context))).text
+
+    def variables(self, source: str) -> frozenset[str]:
+        """The variables that a template reads; TemplateFailed if it cannot be parsed."""
+        return frozenset(self._ask(Task(source, None)).variables)
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
+
+    def _ask(self, task: Task) -> Answer:
+        with self._lock:
+            answer = self._exchange(task)
+        if answer.failure:
+            raise TemplateFailed(answer.failure, answer.text)
+        return answer
+
+    def _exchange(self, task: Task) -> Answer:
+        process = self._process = self._process or _start()
+        assert process.stdin and process.stdout
+        frame = None
+        try:
+            write_frame(process.stdin, task)
+            if select.select([process.stdout], [], [], TIME_LIMIT)[0]:
+                frame = read_frame(process.stdout)
+        except BrokenPipeError:
+            pass
+        except BaseException:  # half a frame may be on its way
+            self._end()
+            raise
+        if frame is None:
+            self._end()
+            return Answer("it takes too much memory or time", failure="failed")
+        return msgspec.msgpack.decode(frame, type=Answer)
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]
+
+
+@functools.cache
+def shared_renderer() -> Renderer:
+    """The one of this process."""
+    renderer = Renderer()
+    atexit.register(renderer.close)
+    return renderer
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "corral.text.render_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # an abort for want of memory says so there
+        env=child_environment(PYTHONPATH=":".join(path for path in sys.path if path), PYTHONUTF8="1"),
+        start_new_session=True,  # Ctrl-C is for the server
+    )
