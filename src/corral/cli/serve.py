@@ -70,7 +70,7 @@ def _welcome(store: Store, host: str, port: int, wanted: str | None) -> str:
     address = Client(host, port).address
     lines = [f"corral {__version__} is listening on {address}", ""]
     stored = [model.name.display for model in store.list()]
-    model = wanted or next(iter(stored), DEFAULT_MODEL)
+    model = wanted or (DEFAULT_MODEL if DEFAULT_MODEL in stored else next(iter(stored), DEFAULT_MODEL))
     if not stored:
         lines += ["There is no model yet. Fetch one:", f"  corral pull {model}", ""]
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": _GREETING}], "stream": False})
