@@ -85,11 +85,26 @@ inline __m256 add_sums(Vector first, Vector second, const BlockScales& by, const
   return add_whole(_mm256_add_epi32(first, second), by, x, G == Grouping::Whole, acc);
 }
 
-template <Codes C, Grouping G, int T>
+template <Codes C>
+constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
+
+// Codes unpacked to a byte each, [block][vector]: worth its pass where several tiles read a block of U5 or U6.
+using PlainBlock = Vector[8];
+
+// What multiply_tile reads: the panel's own planes, or blocks unpacked before.
+enum class Source { Panel, Plain };
+
+template <Codes C, Source S>
+inline void load_codes(const std::byte* codes, Vector w[8]) {
+  if constexpr (S == Source::Panel) return unpack<C>(codes, w);
+  for (int g = 0; g < 8; ++g) w[g] = load(codes, g);
+}
+
+template <Codes C, Source S, Grouping G, int T>
 inline void unsigned_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
                            __m256* acc) {
   Vector w[8];
-  unpack<C>(codes, w);
+  load_codes<C, S>(codes, w);
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
     const ActivationBlock& xb = x[t][block];
@@ -126,23 +141,23 @@ inline void signed_block(const std::byte* codes, const BlockScales& by, int bloc
 }
 
 // Adds `blocks` blocks of a panel times T rows to acc [T].
-template <Codes C, Grouping G, int T>
+template <Codes C, Source S, Grouping G, int T>
 inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, int blocks,
                           const ActivationBlock* const* x, __m256* acc) {
-  constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;
-  for (int block = 0; block < blocks; ++block, codes += kCodeBytes) {
+  constexpr size_t kStride = S == Source::Plain ? sizeof(PlainBlock) : kCodeBytes<C>;
+  for (int block = 0; block < blocks; ++block, codes += kStride) {
     if constexpr (C == Codes::S8) {
       signed_block<G, T>(codes, scales.block[block], block, x, acc);
     } else {
-      unsigned_block<C, G, T>(codes, scales.block[block], block, x, acc);
+      unsigned_block<C, S, G, T>(codes, scales.block[block], block, x, acc);
     }
   }
 }
 
 // Blocks [begin, begin + blocks) of a panel times n rows; sums of earlier blocks lie in strip[n][column...].
-template <Codes C, Grouping G>
-void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
-                      const ActivationRows& x, int n_rows, StripRow* strip, int column) {
+template <Codes C, Source S, Grouping G>
+void multiply_tiles(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks, const ActivationRows& x,
+                    int n_rows, StripRow* strip, int column) {
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m256 acc[T];
@@ -150,9 +165,23 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
       rows[t] = x.row(first + t) + begin;
       acc[t] = begin > 0 ? _mm256_load_ps(strip[first + t] + column) : _mm256_setzero_ps();
     }
-    multiply_tile<C, G, T>(codes, scales, blocks, rows, acc);
+    multiply_tile<C, S, G, T>(codes, scales, blocks, rows, acc);
     for (int t = 0; t < T; ++t) _mm256_store_ps(strip[first + t] + column, acc[t]);
   });
+}
+
+template <Codes C, Grouping G>
+void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
+                      const ActivationRows& x, int n_rows, StripRow* strip, int column) {
+  if constexpr (C == Codes::U5 || C == Codes::U6) {
+    if (n_rows > kMostRows) {
+      PlainBlock plain[kSegmentBlocks];
+      for (int block = 0; block < blocks; ++block) unpack<C>(codes + block * kCodeBytes<C>, plain[block]);
+      const auto* bytes = reinterpret_cast<const std::byte*>(plain);
+      return multiply_tiles<C, Source::Plain, G>(bytes, scales, begin, blocks, x, n_rows, strip, column);
+    }
+  }
+  multiply_tiles<C, Source::Panel, G>(codes, scales, begin, blocks, x, n_rows, strip, column);
 }
 
 using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int, const ActivationRows&, int,
