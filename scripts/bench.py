@@ -258,7 +258,7 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 async def _peak(port: int, model: str, pid: int) -> int:
-    running = asyncio.create_task(load(port, model, 20, words=340, max_tokens=360, seed=5))
+    running = asyncio.create_task(load(port, model, 20, words=340, max_tokens=427, seed=5))
     peak = 0
     while not running.done():
         await asyncio.sleep(0.25)
