@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from corral.cli.exits import OK
-from corral.cli.library import open_library
+from corral.cli.models import open_models
 from corral.cli.render import human_size, since, table
 from corral.config import Settings
 
@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Print the table."""
     prefix = arguments.prefix.lower()
-    models = [model for model in open_library(settings).list() if model["name"].lower().startswith(prefix)]
+    models = [model for model in open_models(settings).list() if model["name"].lower().startswith(prefix)]
     if arguments.json:
         print(json.dumps({"models": models}, indent=2))
         return OK

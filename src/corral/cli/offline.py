@@ -13,7 +13,7 @@ from corral.store.pull import pull
 Json = dict[str, Any]
 
 
-class StoreLibrary:
+class StoreModels:
     """Models in the store of this machine."""
 
     def __init__(self, settings: Settings):

@@ -6,7 +6,7 @@ from typing import Any
 
 from corral.cli.client import Client
 from corral.cli.exits import OK
-from corral.cli.library import list_of
+from corral.cli.models import list_of
 from corral.cli.render import human_size, table, until
 from corral.config import Settings
 

@@ -3,7 +3,7 @@
 import argparse
 
 from corral.cli.exits import OK
-from corral.cli.library import open_library
+from corral.cli.models import open_models
 from corral.cli.progress import follow
 from corral.config import Settings
 from corral.store.names import ModelName
@@ -21,6 +21,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     # A file and a name of one's own are no business of a server's: the owner of the store adds them.
     direct = is_local_file(arguments.model) or arguments.name is not None
     name = ModelName.parse(arguments.name) if arguments.name else name_for(arguments.model)
-    steps = open_library(settings, direct=direct).pull(arguments.model, name.display)
+    steps = open_models(settings, direct=direct).pull(arguments.model, name.display)
     follow(steps, as_json=arguments.json)
     return OK

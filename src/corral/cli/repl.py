@@ -12,8 +12,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from corral.cli.chat import Chat, print_statistics, write
 from corral.cli.exits import OK, UsageError
-from corral.cli.library import ServerLibrary
 from corral.cli.list import models_table
+from corral.cli.models import ServerModels
 from corral.cli.show import PARTS, facts
 from corral.errors import CorralError
 from corral.server.dialects.ollama_options import OPTIONS
@@ -42,7 +42,7 @@ class Repl:
 
     def __init__(self, chat: Chat, history: Path, *, verbose: bool = False):
         self.chat, self.verbose = chat, verbose
-        self.library = ServerLibrary(chat.client)
+        self.models = ServerModels(chat.client)
         self.session: PromptSession[str] = PromptSession(history=_history(history))
         self.commands: dict[str, Callable[[str], None]] = {
             "/set": self._set,
@@ -132,7 +132,7 @@ class Repl:
         print(f"Set parameter '{name}' to '{' '.join(values)}'")
 
     def _show(self, rest: str) -> None:
-        answer = self.library.show(self.chat.model, verbose=False)
+        answer = self.models.show(self.chat.model, verbose=False)
         if rest == "info":
             print(facts(answer) + "\n")
         elif rest == "system" and self.chat.system:
@@ -159,7 +159,7 @@ class Repl:
         print(f"Loaded '{rest}'.")
 
     def _list(self, rest: str) -> None:
-        print(models_table(self.library.list()))
+        print(models_table(self.models.list()))
 
     def _clear(self, rest: str) -> None:
         self.chat.messages.clear()

@@ -5,7 +5,7 @@ import json
 import sys
 
 from corral.cli.exits import OK, exit_code
-from corral.cli.library import open_library
+from corral.cli.models import open_models
 from corral.config import Settings
 from corral.errors import CorralError
 
@@ -17,10 +17,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Remove every one that can be removed; the exit code is that of the first that cannot."""
-    library, code, deleted = open_library(settings), OK, []
+    models, code, deleted = open_models(settings), OK, []
     for name in arguments.models:
         try:
-            library.delete(name)
+            models.delete(name)
         except CorralError as error:
             print(f"error: {error}", file=sys.stderr)
             code = code or exit_code(error)

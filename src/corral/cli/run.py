@@ -8,7 +8,7 @@ from typing import Any
 from corral.cli.chat import Chat, print_statistics, write
 from corral.cli.client import Client
 from corral.cli.exits import OK, ApiError, UsageError
-from corral.cli.library import open_library
+from corral.cli.models import open_models
 from corral.cli.private import any_server
 from corral.cli.progress import follow
 from corral.config import Settings
@@ -80,7 +80,7 @@ def _import(arguments: argparse.Namespace, settings: Settings) -> str:
     """The model's name, once a local file is in the store."""
     name = name_for(arguments.model).display
     if is_local_file(arguments.model):
-        follow(open_library(settings, direct=True).pull(arguments.model, name), quiet=arguments.json)
+        follow(open_models(settings, direct=True).pull(arguments.model, name), quiet=arguments.json)
     return name if is_source(arguments.model) else str(arguments.model)
 
 

@@ -59,10 +59,10 @@ def _fetch(store: Store, settings: Settings, name: str) -> None:
     try:
         store.find(name)
     except CorralError:
-        from corral.cli.offline import StoreLibrary
+        from corral.cli.offline import StoreModels
         from corral.cli.progress import follow
 
-        follow(StoreLibrary(settings).pull(name))
+        follow(StoreModels(settings).pull(name))
 
 
 def _welcome(store: Store, host: str, port: int, wanted: str | None) -> str:

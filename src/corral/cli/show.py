@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from corral.cli.exits import OK
-from corral.cli.library import open_library
+from corral.cli.models import open_models
 from corral.cli.render import table
 from corral.config import Settings
 
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Print the facts, or one part."""
-    answer = open_library(settings).show(arguments.model, arguments.verbose)
+    answer = open_models(settings).show(arguments.model, arguments.verbose)
     if arguments.json:
         print(json.dumps(answer, indent=2))
     elif arguments.part:

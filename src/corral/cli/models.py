@@ -10,7 +10,7 @@ from corral.config import Settings
 Json = dict[str, Any]
 
 
-class Library(Protocol):
+class Models(Protocol):
     """What list, show, rm and pull need. Answers have the shapes of Ollama's API."""
 
     def list(self) -> list[Json]:
@@ -30,21 +30,21 @@ class Library(Protocol):
         ...
 
 
-def open_library(settings: Settings, *, direct: bool = False) -> Library:
+def open_models(settings: Settings, *, direct: bool = False) -> Models:
     """The server's models; the store's when no server answers on this machine, or with `direct`."""
     client = Client.of(settings)
     if not direct and client.alive():
-        return ServerLibrary(client)
+        return ServerModels(client)
     if settings.host not in LOCAL:
         raise (
             UsageError("this works on the server's own machine only") if direct else NoServer(client.address)
         )
-    from corral.cli.offline import StoreLibrary
+    from corral.cli.offline import StoreModels
 
-    return StoreLibrary(settings)
+    return StoreModels(settings)
 
 
-class ServerLibrary:
+class ServerModels:
     """Models behind a server."""
 
     def __init__(self, client: Client):
