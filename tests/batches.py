@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from corral.executors.batch import BLOCK_SIZE, Batch, SamplingRows
+from corral.executors.batch import Batch, SamplingRows
+from corral.types import BLOCK_SIZE
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from corral.errors import InvalidRequest
 
 MAX_TOP_LOGPROBS = 20
+BLOCK_SIZE = 16  # tokens of one KV block
 MAX_STOP, MAX_STOP_LENGTH = 16, 256  # strings, and characters of one: each is looked for after every token
 MAX_LOGIT_BIAS = 1024
 

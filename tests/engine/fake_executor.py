@@ -7,7 +7,8 @@ import hashlib
 
 import numpy as np
 
-from corral.executors.batch import BLOCK_SIZE, Batch, StepResult
+from corral.executors.batch import Batch, StepResult
+from corral.types import BLOCK_SIZE
 
 VOCAB = 1000
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from batches import Part, blocks_for, greedy_rows, make_batch
-from corral.executors.batch import BLOCK_SIZE, Executor, StepResult
+from corral.executors.batch import Executor, StepResult
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Attention, Buffer, Embed, Head, KVLayer, KVWrite, Linear, Program, RmsNorm
 from corral.models.table import build_program
+from corral.types import BLOCK_SIZE
 from corral.weights.gguf import open_gguf
 from corral.weights.qtensor import QTensor
 from gguf_files import tiny_gemma3, tiny_llama

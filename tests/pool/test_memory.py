@@ -1,10 +1,10 @@
 import pytest
 
 from corral.config import Settings
-from corral.executors.batch import BLOCK_SIZE
 from corral.models.config import read_config
 from corral.models.table import build_program
 from corral.pool.memory import MemoryBudget, kv_bytes_per_token
+from corral.types import BLOCK_SIZE
 from corral.weights.gguf import open_gguf
 from gguf_files import tiny_gemma3, tiny_llama
 

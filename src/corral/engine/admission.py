@@ -28,8 +28,8 @@ def check_request(prompt: Sequence[int], params: SamplingParams, limits: Limits)
     """Raise InvalidRequest or PromptTooLong unless the engine can run this request."""
     if not prompt:
         raise InvalidRequest("the prompt is empty; send at least one token", "prompt")
-    _check_tokens("prompt", prompt, limits.vocab_size)
-    _check_tokens("logit_bias", tuple(params.logit_bias), limits.vocab_size)
+    check_tokens("prompt", prompt, limits.vocab_size)
+    check_tokens("logit_bias", tuple(params.logit_bias), limits.vocab_size)
     if params.seed is not None and not -(2**63) <= params.seed < 2**64:
         raise InvalidRequest("seed must fit in 64 bits", "seed")
     _check_scores(len(prompt), params.prompt_logprobs)
@@ -56,7 +56,8 @@ def _check_scores(length: int, alternatives: int | None) -> None:
         )
 
 
-def _check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+def check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidRequest, naming the field, unless all are token ids."""
     if tokens and not (min(tokens) >= 0 and max(tokens) < vocab_size):
         bad = next(token for token in tokens if not 0 <= token < vocab_size)
         raise InvalidRequest(f"{name}: token {bad} is not in the vocabulary (0 to {vocab_size - 1})", name)

@@ -9,8 +9,8 @@ from corral.engine.protocol import Load, Output
 from corral.engine.request import Request
 from corral.engine.scheduler import Plan, Scheduler
 from corral.errors import Overloaded
-from corral.executors.batch import BLOCK_SIZE, Executor, StepResult
-from corral.types import FinishReason, SamplingParams, TokenLogprob
+from corral.executors.batch import Executor, StepResult
+from corral.types import BLOCK_SIZE, FinishReason, SamplingParams, TokenLogprob
 
 _BAD_ROW = "the model's output for this request is not a number; its weights or this input are faulty"
 

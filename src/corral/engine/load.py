@@ -7,9 +7,10 @@ from typing import Any
 from corral.engine.engine import Engine, EngineOptions
 from corral.engine.protocol import EngineSpec, Ready
 from corral.errors import EngineFailed, OutOfMemory
-from corral.executors.batch import BLOCK_SIZE, Executor
+from corral.executors.batch import Executor
 from corral.models.program import Program
 from corral.models.table import build_program
+from corral.types import BLOCK_SIZE
 from corral.weights.gguf import GGUFFile, open_gguf
 
 # Class, and which fields of a spec it is given beside the Program, num_blocks and max_tokens.

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_SIZE = 16  # tokens of one KV block
-
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 

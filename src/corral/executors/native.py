@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corral import _native
-from corral.executors.batch import BLOCK_SIZE, Batch, StepResult
+from corral.executors.batch import Batch, StepResult
 from corral.models.program import (
     Activation,
     Add,
@@ -23,6 +23,7 @@ from corral.models.program import (
     RopeStyle,
     Select,
 )
+from corral.types import BLOCK_SIZE
 from corral.weights.qtensor import Groups, QTensor
 
 NONE = -1  # a weight that an op does without

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from corral.executors.batch import BLOCK_SIZE, F32, I32, Batch, StepResult
+from corral.executors.batch import F32, I32, Batch, StepResult
 from corral.executors.reference_sampling import sample
 from corral.models.program import (
     Activation,
@@ -25,6 +25,7 @@ from corral.models.program import (
     RopeStyle,
     Select,
 )
+from corral.types import BLOCK_SIZE
 
 
 class ReferenceExecutor:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from corral.config import Settings
 from corral.models.config import ModelConfig
+from corral.types import BLOCK_SIZE
 
 _KV_ELEMENT_BYTES = 2  # float16
-_BLOCK = 16  # tokens; the executors' own constant would bring an array library into the server
 _LEAST = 2048  # tokens: with less memory a model is refused rather than crippled
 
 
@@ -56,7 +56,7 @@ class MemoryBudget:
     def _kv(self, config: ModelConfig, settings: Settings, left: int) -> int:
         """The default; what the weights leave where that is less but enough to talk."""
         context = min(settings.context_length or config.context_length, config.context_length)
-        one = -(-context // _BLOCK) * _BLOCK * kv_bytes_per_token(config)
+        one = -(-context // BLOCK_SIZE) * BLOCK_SIZE * kv_bytes_per_token(config)
         share = self.kv_base // 4
         if share < one <= self.kv_base // 2:
             share = one

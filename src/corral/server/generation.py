@@ -1,6 +1,6 @@
 """The request in the middle of every API, and the events that answer it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from corral.types import FinishReason, SamplingParams, SequenceStats
@@ -12,6 +12,13 @@ class Conversation:
 
     messages: tuple[Mapping[str, str], ...]
     context: tuple[int, ...] = ()
+
+
+def with_system(messages: Sequence[Mapping[str, str]], system: str) -> tuple[Mapping[str, str], ...]:
+    """The messages, behind the model's own system message if they bring none."""
+    if system and messages[0]["role"] != "system":
+        return ({"role": "system", "content": system}, *messages)
+    return tuple(messages)
 
 
 # Raw text (special text in it counts as such), token ids as they are, or messages for the chat template.

@@ -3,8 +3,9 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
+from corral.engine.admission import check_tokens
 from corral.errors import InvalidRequest, PromptTooLarge, PromptTooLong
 from corral.pool.pool import LoadedModel
 from corral.server.generation import Conversation, Generation, Prompt, TokenisedPrompt
@@ -40,7 +41,7 @@ class _Reader:
 
     def read_all(self) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
         params = self.params
-        self._check_ids("logit_bias", params.logit_bias)
+        self._check_ids("logit_bias", tuple(params.logit_bias))
         self._check_ids("stop_token_ids", params.stop_token_ids)
         prompts = tuple(self._read(prompt) for prompt in self.generation.prompts)
         if self.generation.shrink_to_fit and params.max_tokens is not None:
@@ -79,16 +80,11 @@ class _Reader:
         tokenizer = self.model.tokenizer
         return b"".join(tokenizer.token_bytes(token) for token in ids).decode("utf-8", "replace")
 
-    def _check_ids(self, field: str, ids: Iterable[int]) -> None:
-        size = self.model.tokenizer.vocab_size
-        for token in ids:
-            if not 0 <= token < size:
-                raise InvalidRequest(f"{field}: {token} is not a token id of this model's {size}", field)
+    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
+        check_tokens(field, ids, self.model.tokenizer.vocab_size)
 
     def _render(self, conversation: Conversation) -> tuple[int, ...]:
         template = self.model.template
-        if template is None:
-            raise InvalidRequest("the model has no chat template; send a raw prompt", "messages")
         system = any(message["role"] == "system" for message in conversation.messages)
         if system and not template.supports_system:
             raise InvalidRequest("the model's chat template has no place for a system message", "messages")

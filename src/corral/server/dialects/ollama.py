@@ -10,7 +10,7 @@ from corral.server.dialects.ollama_options import read_keep_alive, read_options
 from corral.server.dialects.ollama_replies import NDJSON, OllamaReply
 from corral.server.dialects.ollama_types import ChatRequest, GenerateRequest, Generating, Message
 from corral.server.faults import Fault, ollama_body
-from corral.server.generation import Conversation, Generation, Overflow, Prompt
+from corral.server.generation import Conversation, Generation, Overflow, Prompt, with_system
 from corral.server.limits import read_body
 from corral.server.service import Service
 from corral.server.wire import decode, encode
@@ -61,9 +61,8 @@ class OllamaText:
         reply = OllamaReply(wire.model, chat=True)
         if not messages:
             return self._load_or_unload(wire, reply)
-        if stored.system and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": stored.system})
-        return self._answer(wire, self._generation(wire, stored, Conversation(tuple(messages))), reply)
+        conversation = Conversation(with_system(messages, stored.system))
+        return self._answer(wire, self._generation(wire, stored, conversation), reply)
 
     def _generation(self, wire: Generating, stored: StoredModel, prompt: Prompt) -> Generation:
         logprobs = (wire.top_logprobs or 0) if wire.logprobs else None

@@ -17,7 +17,7 @@ from corral.server.dialects.openai_replies import (
     last_event,
 )
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Message, Sampling
-from corral.server.generation import Conversation, Generation, Prompt
+from corral.server.generation import Conversation, Generation, Prompt, with_system
 from corral.server.limits import read_body
 from corral.server.service import Service
 from corral.server.wire import decode, encode
@@ -82,7 +82,7 @@ class OpenAI:
         stored = await self.service.find(wire.model)
         generation = Generation(
             model=wire.model,
-            prompts=(Conversation(tuple(_with_system(messages, stored))),),
+            prompts=(Conversation(with_system(messages, stored.system)),),
             params=chat_params(wire, stored.params),
             n=wire.n or 1,
             skip_special=wire.skip_special_tokens is not False,
@@ -150,12 +150,6 @@ def _content(message: Message, where: str) -> str:
             raise InvalidRequest(f"{where}.content[{i}].{part.type} is missing", f"{where}.content[{i}]")
         texts.append(text)
     return "".join(texts)
-
-
-def _with_system(messages: list[dict[str, Any]], stored: StoredModel) -> list[dict[str, Any]]:
-    if stored.system and messages[0]["role"] != "system":
-        return [{"role": "system", "content": stored.system}, *messages]
-    return messages
 
 
 def _card(stored: StoredModel) -> dict[str, Any]:
