@@ -22,6 +22,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from load_client import load
@@ -60,14 +61,14 @@ def server(command: list[str], port: int, **environment: str) -> Iterator[subpro
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait(port: int, process: subprocess.Popen[bytes], log: object) -> None:
+def _wait(port: int, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     for _ in range(6000):
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
             return
         if process.poll() is not None:
-            log.seek(0)  # type: ignore[attr-defined]
-            raise SystemExit(f"{process.args}: exited\n{log.read().decode()[-2000:]}")  # type: ignore[attr-defined]
+            log.seek(0)
+            raise SystemExit(f"{process.args}: exited\n{log.read().decode()[-2000:]}")
         time.sleep(0.01)
     raise SystemExit(f"{process.args}: no answer on port {port}")
 
@@ -184,12 +185,12 @@ def _divergence(ids: "np.ndarray", logprobs: "np.ndarray", row: dict[int, float]
     return float((truth * (logprobs - other)).sum() + rest * math.log(rest / other_rest))
 
 
-def post(port: int, path: str, body: dict[str, object]) -> dict:  # type: ignore[type-arg]
+def post(port: int, path: str, body: dict[str, object]) -> dict[str, Any]:
     """POST JSON and read JSON."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    return json.load(urllib.request.urlopen(request, timeout=600))  # type: ignore[no-any-return]
+    return json.load(urllib.request.urlopen(request, timeout=600))
 
 
 def start(arguments: argparse.Namespace) -> None:
@@ -291,9 +292,9 @@ async def _waste(port: int, model: str) -> list[float]:
     return shares
 
 
-def ready(port: int) -> dict:  # type: ignore[type-arg]
+def ready(port: int) -> dict[str, Any]:
     """What /health/ready says."""
-    return json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready"))  # type: ignore[no-any-return]
+    return json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready"))
 
 
 def idle(arguments: argparse.Namespace) -> None:

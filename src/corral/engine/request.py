@@ -32,7 +32,8 @@ class Request:
         self.penalties = PenaltyCounts(tokens, params.penalty_window) if wants_penalties(params) else None
         self.biased = bool(params.logit_bias or params.min_tokens)
         self.bias = _bias_arrays(dict(params.logit_bias))
-        self.early_bias = _bias_arrays({**params.logit_bias, **dict.fromkeys(self.stops, -np.inf)})
+        banned = dict.fromkeys(self.stops, -np.inf) if params.min_tokens else {}
+        self.early_bias = _bias_arrays({**params.logit_bias, **banned}) if banned else self.bias
         self.scored: list[TokenLogprob | None] = [None] if self.scoring else []
         self.slot = -1  # row in the batch arrays while running
         self.listed = 0  # blocks already written to that row

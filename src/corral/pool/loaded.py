@@ -46,7 +46,7 @@ class LoadedModel:
     name: ModelName
     stored: StoredModel
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    template: ChatTemplate
     engine: EngineClient
     info: ModelInfo
     size: int  # bytes of memory that it may take

@@ -1,7 +1,6 @@
 """Chat templates rendered in a process of their own: a hostile one costs a rendering and not the server."""
 
 import atexit
-import contextlib
 import functools
 import select
 import subprocess
@@ -67,10 +66,7 @@ class Renderer:
         process, self._process = self._process, None
         if process:
             process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    stream.close()  # type: ignore[union-attr]
+            process.communicate()  # reaps it and closes the pipes
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -23,7 +24,7 @@ def last_event(found: Fault) -> bytes:
     return b"data: " + encode(openai_body(found)) + b"\n\n" + DONE
 
 
-class OpenAIReply:
+class OpenAIReply(ABC):
     """What the two kinds of reply share; a subclass says how a piece of text looks."""
 
     def __init__(self, wire: Sampling, prefix: str, kind: str, chunk_kind: str):
@@ -72,17 +73,17 @@ class OpenAIReply:
         """What comes before a reply's first chunk."""
         return b""
 
+    @abstractmethod
     def delta(self, delta: Delta) -> bytes:
         """A chunk with text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, end: Finished) -> bytes:
         """A reply's last chunk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choice(self, delta: Delta, end: Finished) -> dict[str, Any]:
         """A whole reply."""
-        raise NotImplementedError
 
     def chunk(self, *parts: bytes) -> bytes:
         """A chunk around one choice."""
