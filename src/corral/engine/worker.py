@@ -11,6 +11,7 @@ import gc
 import os
 import queue
 import resource
+import select
 import signal
 import socket
 import sys
@@ -75,11 +76,14 @@ def serve(engine: Engine, connection: socket.socket) -> int:
     """Answer requests until the server is gone."""
     inbox: queue.SimpleQueue[Add | Cancel] = queue.SimpleQueue()
     threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()
+    arrivals = select.poll()
+    arrivals.register(connection, select.POLLIN)
     while True:
         outputs = []
         if not engine.has_work and inbox.empty():
             outputs += _take(engine, _sleep(engine, inbox))
-        while not inbox.empty():
+        # What has arrived counts before the next step, also where the reader thread has not come to it yet.
+        while not inbox.empty() or arrivals.poll(0):
             outputs += _take(engine, inbox.get())
         outputs += engine.step()
         _send_step(connection, Step(outputs, engine.load))
