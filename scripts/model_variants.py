@@ -1,0 +1,150 @@
+"""Model files that benchmarks need and nobody publishes: `model_variants.py q4_0|llama-1b SOURCE TARGET`.
+
+q4_0      SOURCE with its Q4_1 matrices requantised to Q4_0, the type that llama.cpp is fastest at
+llama-1b  a Llama of about a billion random weights in the mix called Q4_K_M, with the vocabulary of SOURCE
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+HALF = np.float16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a llama model."""
+
+    layers: int = 16
+    hidden: int = 2048
+    ffn: int = 8192
+    heads: int = 32
+    kv_heads: int = 8
+    context: int = 8192
+
+
+def requantise(source: Path, target: Path) -> None:
+    """Write SOURCE again with Q4_0 in place of Q4_1."""
+    reader = gguf.GGUFReader(source)
+    writer = _writer_like(reader, target)
+    for tensor in reader.tensors:
+        data, kind = tensor.data, tensor.tensor_type
+        if kind == Type.Q4_1:
+            kind = Type.Q4_0
+            data = gguf.quants.quantize(gguf.quants.dequantize(data, Type.Q4_1), kind)
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    _write(writer)
+
+
+def random_llama(source: Path, target: Path, shape: Shape) -> None:
+    """Write random weights under SOURCE's tokens."""
+    reader = gguf.GGUFReader(source)
+    vocab = len(reader.fields["tokenizer.ggml.tokens"].data)
+    head_dim = shape.hidden // shape.heads
+    sizes = {
+        "block_count": shape.layers,
+        "context_length": shape.context,
+        "embedding_length": shape.hidden,
+        "feed_forward_length": shape.ffn,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "rope.dimension_count": head_dim,
+        "vocab_size": vocab,
+    }
+    writer = _writer_like(reader, target, {f"llama.{key}": value for key, value in sizes.items()})
+    random = np.random.default_rng(0)
+    kv_width = shape.kv_heads * head_dim
+
+    def matrix(name: str, rows: int, cols: int, kind: Type = Type.Q4_K) -> None:
+        writer.add_tensor(f"{name}.weight", RANDOM[kind](random, rows, cols), raw_dtype=kind)
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(shape.hidden, np.float32))
+
+    matrix("token_embd", vocab, shape.hidden, Type.Q6_K)
+    for layer in range(shape.layers):
+        # llama.cpp's rule: the first and last eighth of the layers, and every third between, get more bits.
+        eighth = shape.layers // 8
+        better = layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
+        rich, blk = Type.Q6_K if better else Type.Q4_K, f"blk.{layer}"
+        norm(f"{blk}.attn_norm")
+        matrix(f"{blk}.attn_q", shape.hidden, shape.hidden)
+        matrix(f"{blk}.attn_k", kv_width, shape.hidden)
+        matrix(f"{blk}.attn_v", kv_width, shape.hidden, rich)
+        matrix(f"{blk}.attn_output", shape.hidden, shape.hidden)
+        norm(f"{blk}.ffn_norm")
+        matrix(f"{blk}.ffn_gate", shape.ffn, shape.hidden)
+        matrix(f"{blk}.ffn_up", shape.ffn, shape.hidden)
+        matrix(f"{blk}.ffn_down", shape.hidden, shape.ffn, rich)
+    norm("output_norm")
+    _write(writer)
+
+
+def _random_q4_k(random: np.random.Generator, rows: int, cols: int) -> np.ndarray:
+    """Codes at random; every sub-block has scale 32 and offset 32, so that the mean weight is zero."""
+    blocks = np.zeros((rows, cols // 256, 144), np.uint8)
+    scale = HALF(0.02 / (32 * 4.6))
+    blocks[:, :, 0:2] = np.frombuffer(scale.tobytes(), np.uint8)
+    blocks[:, :, 2:4] = np.frombuffer(HALF(7.5 * scale).tobytes(), np.uint8)
+    blocks[:, :, 4:12] = 0xA0  # 6-bit numbers, split: four times 32 | 2 << 6, twice; the low halves are zero
+    blocks[:, :, 16:] = random.integers(0, 256, (rows, cols // 256, 128), np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def _random_q6_k(random: np.random.Generator, rows: int, cols: int) -> np.ndarray:
+    blocks = np.empty((rows, cols // 256, 210), np.uint8)
+    blocks[:, :, :192] = random.integers(0, 256, (rows, cols // 256, 192), np.uint8)
+    blocks[:, :, 192:208] = 16  # sub scales
+    blocks[:, :, 208:] = np.frombuffer(HALF(0.02 / (16 * 18.5)).tobytes(), np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+RANDOM = {Type.Q4_K: _random_q4_k, Type.Q6_K: _random_q6_k}
+
+
+def _writer_like(
+    reader: gguf.GGUFReader, target: Path, replaced: dict[str, int] | None = None
+) -> gguf.GGUFWriter:
+    """A writer with the metadata of a file, but for some whole numbers."""
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    numbers = dict(replaced or {})
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture" or key in numbers:
+            continue
+        element = field.types[1] if len(field.types) > 1 else None
+        writer.add_key_value(key, field.contents(), field.types[0], sub_type=element)
+    for key, number in numbers.items():
+        writer.add_uint32(key, number)
+    return writer
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> int:
+    """Write the variant that is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variant", choices=["q4_0", "llama-1b"])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    if arguments.variant == "q4_0":
+        requantise(arguments.source, arguments.target)
+    else:
+        random_llama(arguments.source, arguments.target, Shape())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

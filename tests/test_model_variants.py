@@ -1,0 +1,69 @@
+"""The files that scripts/model_variants.py writes for benchmarks."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from batches import Part, blocks_for, make_batch
+from corral.executors.reference import ReferenceExecutor
+from corral.models.table import build_program
+from corral.text.tokenizer import load_tokenizer
+from corral.weights.gguf import open_gguf
+from corral.weights.tensors import load_tensor
+from gguf_files import tiny_llama
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "model_variants.py"
+
+
+@pytest.fixture(scope="module")
+def variants() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("model_variants", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["model_variants"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("source") / "tiny.gguf")
+
+
+def test_requantise_keeps_weights_within_a_step_and_the_vocabulary(variants, source, tmp_path):
+    variants.requantise(source, tmp_path / "q4_0.gguf")
+    before, after = open_gguf(source), open_gguf(tmp_path / "q4_0.gguf")
+    assert list(after.tensors) == list(before.tensors)
+    changed = 0
+    for name in before.tensors:
+        old, new = load_tensor(before, name), load_tensor(after, name)
+        assert (new.type_name == "Q4_0") == (old.type_name == "Q4_1")
+        weights = old.dequantize()
+        step = np.abs(weights).max() / 7 if old.type_name == "Q4_1" else 0
+        assert np.abs(new.dequantize() - weights).max() <= step
+        changed += old.type_name == "Q4_1"
+    assert changed > 0
+    text = "the sheep and the horses"
+    encode = [load_tokenizer(f.metadata).encode(text, special=False, add_bos=False) for f in (before, after)]
+    assert encode[0] == encode[1]
+
+
+def test_random_llama_has_the_mix_and_finite_logits(variants, source, tmp_path):
+    shape = variants.Shape(layers=8, hidden=256, ffn=512, heads=4, kv_heads=2, context=128)
+    variants.random_llama(source, tmp_path / "random.gguf", shape)
+    gguf = open_gguf(tmp_path / "random.gguf")
+    kinds = {name: load_tensor(gguf, name).type_name for name in gguf.tensors}
+    assert kinds["blk.0.ffn_down.weight"] == kinds["blk.7.attn_v.weight"] == "Q6_K"
+    assert kinds["blk.1.ffn_down.weight"] == kinds["blk.3.attn_q.weight"] == "Q4_K"
+    weights = load_tensor(gguf, "blk.1.ffn_down.weight").dequantize()
+    assert 0.015 < weights.std() < 0.025 and abs(weights.mean()) < 0.002
+    rich = load_tensor(gguf, "blk.0.ffn_down.weight").dequantize()
+    assert 0.015 < rich.std() < 0.025 and abs(rich.mean()) < 0.002
+    program = build_program(gguf)
+    executor = ReferenceExecutor(program, num_blocks=2, max_tokens=16)
+    result = executor.step(make_batch([Part([1, 2, 3, 4], blocks_for(4), rows=[3])]))
+    assert 0 <= result.tokens[0] < program.vocab_size
