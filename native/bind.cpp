@@ -1,6 +1,7 @@
 // The module corral._native: Python's view of Program. Every array is checked for type and order and never copied in.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -171,6 +172,9 @@ void bind_program(nb::module_& m) {
            "Run executors.batch.Batch; ValueError if it does not fit. "
            "Returns tokens, logprobs, top_tokens and top_logprobs.")
       .def("buffer", copy_buffer, nb::arg("index"), "A copy of a buffer's rows as the last step left them.")
+      .def("profile", [](Program& p, bool on) { p.profile().turn(on); }, nb::arg("on"),
+           "Begin to measure where steps' time goes, or stop.")
+      .def("profile_seconds", [](Program& p) { return p.profile().seconds(); }, "Seconds by kind of region.")
       .def_prop_ro("isa", [](const Program& p) { return std::string(isa_name(p.isa())); });
   bind_ops(program);
 }

@@ -105,6 +105,7 @@ bool is_float(Codes codes) { return codes >= Codes::F32; }
 bool has_offset(Scales scales) { return scales == Scales::HalfOffset || scales == Scales::SuperOffset; }
 bool is_super(Scales scales) { return scales == Scales::Super || scales == Scales::SuperOffset; }
 std::optional<Codes> codes_by_name(std::string_view name) { return by_name<Codes>(kCodes, name); }
+std::string_view codes_name(Codes codes) { return kCodes[static_cast<int>(codes)]; }
 std::optional<Scales> scales_by_name(std::string_view name) { return by_name<Scales>(kScales, name); }
 
 void Matrix::Free::operator()(std::byte* data) const { std::free(data); }

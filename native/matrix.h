@@ -29,6 +29,7 @@ bool is_float(Codes codes);
 bool has_offset(Scales scales);
 bool is_super(Scales scales);
 std::optional<Codes> codes_by_name(std::string_view name);  // "u4" ... "s8", "f32", "f16", "bf16"
+std::string_view codes_name(Codes codes);
 std::optional<Scales> scales_by_name(std::string_view name);  // "half", "half_offset", "super", "super_offset"
 
 // What pack() is given: some rows, row after row, as weights/qtensor.py's Groups has them.

@@ -62,4 +62,12 @@ class Planner {
 
 std::vector<Region> plan_regions(const Model& model) { return Planner(model).plan(); }
 
+std::string kind_of(const Region& region, const Model& model) {
+  if (std::holds_alternative<RowRegion>(region)) return "rows";
+  if (std::holds_alternative<Attention>(region)) return "attention";
+  if (std::holds_alternative<Head>(region)) return "head";
+  const int weight = std::get<Linear>(region).weights[0];
+  return "matmul " + std::string(codes_name(model.weights[static_cast<size_t>(weight)].matrix->codes()));
+}
+
 }  // namespace corral

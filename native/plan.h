@@ -1,6 +1,7 @@
 // How a Program's ops are grouped into regions that the team runs one after the other.
 #pragma once
 
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -31,5 +32,7 @@ struct RowRegion {
 using Region = std::variant<RowRegion, Linear, Attention, Head>;
 
 std::vector<Region> plan_regions(const Model& model);
+// What a profile calls a region's time: "rows", "attention", "head", or "matmul" and the weights' codes.
+std::string kind_of(const Region& region, const Model& model);
 
 }  // namespace corral

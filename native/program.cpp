@@ -21,7 +21,7 @@ FloatArray allocate_floats(size_t count) {
 }
 
 Program::Program(const Limits& limits, int threads, const std::string& isa)
-    : kernels_(choose_kernels(isa)), team_(threads), attention_(team_, kernels_.attend) {
+    : kernels_(choose_kernels(isa)), team_(threads), profile_(team_), attention_(team_, kernels_.attend) {
   model.limits = limits;
   block_of_.resize(static_cast<size_t>(limits.max_tokens));
   for (int thread = 0; thread < team_.size(); ++thread) samplers_.emplace_back(*kernels_.pointwise, limits.vocab);
@@ -35,6 +35,7 @@ void Program::finish() {
   for (const Buffer& buffer : model.buffers) widest = std::max(widest, activations_bytes(buffer.width));
   activations_ = allocate_floats(rows * widest / sizeof(float));
   regions_ = plan_regions(model);
+  for (const Region& region : regions_) kinds_.push_back(kind_of(region, model));
 }
 
 void Program::step(const Batch& batch, const StepResult& result) {
@@ -45,7 +46,9 @@ void Program::step(const Batch& batch, const StepResult& result) {
   logit_rows_ = static_cast<int>(batch.rows.size());
   find_blocks();
   attention_.start(batch);
-  for (const Region& region : regions_) std::visit([this](const auto& one) { run(one); }, region);
+  for (size_t i = 0; i < regions_.size(); ++i) {
+    profile_.measure(kinds_[i], [&] { std::visit([this](const auto& one) { run(one); }, regions_[i]); });
+  }
 }
 
 void Program::find_blocks() {

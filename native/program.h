@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "model.h"
 #include "plan.h"
+#include "profile.h"
 #include "sampling.h"
 #include "team.h"
 
@@ -35,6 +36,7 @@ class Program {
   // Throws std::invalid_argument for a batch that does not fit, before anything has changed.
   void step(const Batch& batch, const StepResult& result);
 
+  Profile& profile() { return profile_; }
   Isa isa() const { return kernels_.isa; }
   // How many rows the last step left in a buffer, and where they begin.
   int buffer_rows(int index) const;
@@ -82,8 +84,10 @@ class Program {
 
   const Kernels kernels_;
   Team team_;
+  Profile profile_;
   BatchAttention attention_;
   std::vector<Region> regions_;
+  std::vector<std::string> kinds_;  // of the regions
   std::vector<FloatArray> buffers_;
   std::vector<FloatArray> angles_;  // of each rope table: [N][cosines, sines]
   FloatArray activations_;          // quantised rows for the next matmul

@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include <chrono>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -55,6 +57,17 @@ void Team::run_region(int chunks, Call call, const void* body) {
   }
   while (take_chunk(0)) {
   }
+  if (timed_) {
+    const auto begin = std::chrono::steady_clock::now();
+    wait_for_others();
+    waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  } else {
+    wait_for_others();
+  }
+  if (error_) std::rethrow_exception(error_);
+}
+
+void Team::wait_for_others() {
   uint32_t left = pending_.load(std::memory_order_acquire);
   for (int spin = 0; left != 0 && spin < kSpins; ++spin) {
     relax();
@@ -64,7 +77,6 @@ void Team::run_region(int chunks, Call call, const void* body) {
     pending_.wait(left, std::memory_order_acquire);
     left = pending_.load(std::memory_order_acquire);
   }
-  if (error_) std::rethrow_exception(error_);
 }
 
 bool Team::take_chunk(int thread) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace corral {
@@ -34,11 +35,16 @@ class Team {
     }, &body);
   }
 
+  // Whether to measure how long callers wait for the others, and the seconds since this was last asked.
+  void time_waits(bool on) { timed_ = on, waited_ = 0; }
+  double take_waited() { return std::exchange(waited_, 0.0); }
+
  private:
   using Call = void (*)(const void* body, int chunk, int thread);
 
   void end();
   void run_region(int chunks, Call call, const void* body);
+  void wait_for_others();
   bool take_chunk(int thread);
   void work(int thread);
   void wait_for_region();
@@ -48,6 +54,8 @@ class Team {
   const void* body_ = nullptr;
   int chunks_ = 0;
   std::exception_ptr error_;
+  bool timed_ = false;
+  double waited_ = 0;
 
   alignas(64) std::atomic<uint64_t> ticket_{0};  // region number << 32 | chunks not yet taken
   alignas(64) std::atomic<uint32_t> pending_{0};  // chunks not yet done

@@ -84,5 +84,11 @@ class Program:
     def buffer(self, index: int) -> NDArray[np.float32]:
         """A copy of a buffer's rows as the last step left them."""
 
+    def profile(self, on: bool) -> None:
+        """Begin to measure where steps' time goes, or stop."""
+
+    def profile_seconds(self) -> dict[str, float]:
+        """Seconds by kind of region."""
+
     @property
     def isa(self) -> str: ...

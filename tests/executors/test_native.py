@@ -278,6 +278,26 @@ def test_buffer_numbers_are_checked(program: Program) -> None:
             executor.buffer(index)
 
 
+def test_a_profile_splits_the_time_of_steps_and_changes_no_bit(program: Program, whole: StepResult) -> None:
+    executor = open_native(program)
+    part = Part(TOKENS, blocks_for(len(TOKENS)))
+    same_bits(run(executor, part), whole)
+    assert executor.profile_seconds() == {}
+    executor.profile(True)
+    begin = time.perf_counter()
+    same_bits(run(executor, part), whole)
+    elapsed = time.perf_counter() - begin
+    executor.profile(False)
+    seconds = executor.profile_seconds()
+    kinds = {kind for kind in seconds if not kind.startswith("matmul ")}
+    assert kinds == {"rows", "attention", "head", "waiting"}
+    assert len(seconds) > len(kinds)
+    assert min(seconds.values()) >= 0
+    assert 0 < sum(seconds.values()) <= elapsed
+    run(executor, part)
+    assert executor.profile_seconds() == seconds
+
+
 def test_an_idle_team_sleeps(program: Program) -> None:
     executor = open_native(program, threads=4)
     executor.step(make_batch([Part(TOKENS, blocks_for(len(TOKENS)))]))

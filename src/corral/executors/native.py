@@ -69,6 +69,18 @@ class NativeExecutor:
         """A copy of a buffer's rows as the last step left them."""
         return self._open().buffer(index)
 
+    def profile(self, on: bool) -> None:
+        """Begin anew to measure where steps' time goes, or stop."""
+        self._open().profile(on)
+
+    def profile_seconds(self) -> dict[str, float]:
+        """Seconds by kind of work since `profile(True)`; together the time of those steps.
+
+        "matmul u4" and so on by the weights' codes, "attention", "rows" (norms, rope, quantising, adding),
+        "head" (logits and sampling), and "waiting" for the other threads.
+        """
+        return self._open().profile_seconds()
+
     def close(self) -> None:
         """Give back threads and memory."""
         self._program = None
