@@ -86,7 +86,7 @@ class FakeEngine:
     """EngineClient's interface. `running` holds the requests that nobody has ended."""
 
     script: Script = field(default_factory=Script)
-    running: dict[int, list[int]] = field(default_factory=dict)
+    running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     seen: list[tuple[list[int], SamplingParams]] = field(default_factory=list)
     cancelled: int = 0
     alive: bool = True
@@ -110,25 +110,43 @@ class FakeEngine:
     def healthy(self) -> bool:
         return self.alive
 
-    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Output]:
+    def submit(
+        self, prompt: list[int], params: SamplingParams, take: Callable[[Output | Exception], None]
+    ) -> int:
+        failure = self.script.failure
+        if failure and self.script.fail_after is None:
+            raise failure
         id = next(self.ids)
-        self.running[id] = prompt
+        self.running[id] = asyncio.ensure_future(self._run(id, prompt, params, take))
         self.seen.append((prompt, params))
-        finished = False
+        return id
+
+    def cancel(self, id: int) -> None:
+        task = self.running.pop(id, None)
+        if task:
+            self.cancelled += 1
+            task.cancel()
+
+    async def _run(
+        self,
+        id: int,
+        prompt: list[int],
+        params: SamplingParams,
+        take: Callable[[Output | Exception], None],
+    ) -> None:
         try:
             async for output in self._outputs(id, prompt, params):
-                finished = output.finish is not None
-                yield output
-        finally:
-            del self.running[id]
-            self.cancelled += not finished
+                if output.finish is not None:
+                    self.running.pop(id, None)
+                take(output)
+        except Exception as error:
+            if self.running.pop(id, None):
+                take(error)
 
     async def _outputs(self, id: int, prompt: list[int], params: SamplingParams) -> AsyncIterator[Output]:
         script = self.script
         if script.gate:
             await script.gate.wait()
-        if script.failure and script.fail_after is None:
-            raise script.failure
         scores = [None, *(_score(t, params.prompt_logprobs) for t in prompt[1:])]
         scores = scores if params.prompt_logprobs is not None else []
         tokens, reason = self._reply(prompt, params)

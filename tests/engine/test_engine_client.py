@@ -29,6 +29,7 @@ from corral.errors import (
 )
 from corral.types import FinishReason, SamplingParams
 from gguf_files import tiny_llama
+from outputs import outputs_of
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 
@@ -80,29 +81,8 @@ def tokens_of(outputs):
     return [token for output in outputs for token in output.tokens]
 
 
-def test_a_lagging_reader_gets_what_waits_as_one_output(model_path):
-    params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=12, logprobs=1)
-
-    async def check():
-        async with running(model_path) as client:
-            prompt_reader = await collect(client, [5, 6, 7], params)
-            outputs = []
-            async with aclosing(client.generate([5, 6, 7], params)) as stream:
-                outputs.append(await anext(stream))
-                await until(lambda: not client.load.running)
-                outputs += [output async for output in stream]
-        assert len(outputs) == 2  # the first, and all the rest
-        for name in ("tokens", "logprobs"):
-            merged = [item for output in outputs for item in getattr(output, name)]
-            assert merged == [item for output in prompt_reader for item in getattr(output, name)]
-        assert outputs[-1].finish == FinishReason.LENGTH
-        assert outputs[-1].stats.output_tokens == 12
-
-    asyncio.run(check())
-
-
 async def collect(client, prompt, params):
-    return [output async for output in client.generate(prompt, params)]
+    return [output async for output in outputs_of(client, prompt, params)]
 
 
 def test_many_requests_stream_side_by_side(model_path):
@@ -139,7 +119,7 @@ def test_leaving_a_stream_frees_its_blocks(model_path, how):
     async def scenario():
         async with running(model_path) as client:
             if how == "close":
-                async with aclosing(client.generate([1] * 33, ENDLESS)) as outputs:
+                async with aclosing(outputs_of(client, [1] * 33, ENDLESS)) as outputs:
                     await anext(outputs)
                     await anext(outputs)
                     assert holds_its_blocks(client.load)
@@ -161,7 +141,7 @@ def test_leaving_a_stream_frees_its_blocks(model_path, how):
 def test_killed_engine_fails_its_requests_and_says_so(model_path):
     async def scenario():
         async with running(model_path) as client:
-            async with aclosing(client.generate([1, 2], ENDLESS)) as outputs:
+            async with aclosing(outputs_of(client, [1, 2], ENDLESS)) as outputs:
                 await anext(outputs)
                 other = asyncio.create_task(collect(client, [3], ENDLESS))
                 await asyncio.sleep(0)
@@ -182,7 +162,7 @@ def test_killed_engine_fails_its_requests_and_says_so(model_path):
 def test_hung_engine_is_killed_by_the_watchdog(model_path):
     async def scenario():
         async with running(model_path, step_timeout=0.4) as client:
-            async with aclosing(client.generate([1, 2], ENDLESS)) as outputs:
+            async with aclosing(outputs_of(client, [1, 2], ENDLESS)) as outputs:
                 await anext(outputs)
                 os.kill(client.pid, signal.SIGSTOP)
                 assert not client.healthy(within=0)
@@ -225,7 +205,7 @@ def cpu_ticks(pid):
 def test_stop_fails_what_is_in_flight_and_leaves_no_process(model_path):
     async def scenario():
         async with running(model_path) as client:
-            async with aclosing(client.generate([1, 2], ENDLESS)) as outputs:
+            async with aclosing(outputs_of(client, [1, 2], ENDLESS)) as outputs:
                 await anext(outputs)
                 await client.stop()
                 with pytest.raises(EngineFailed, match="unloaded"):
@@ -272,7 +252,7 @@ def test_impossible_requests_are_refused_before_they_are_sent(model_path, prompt
 def test_more_requests_than_the_queue_takes_are_refused(model_path):
     async def scenario():
         async with running(model_path, max_queue=1) as client:
-            async with aclosing(client.generate([1], ENDLESS)) as outputs:
+            async with aclosing(outputs_of(client, [1], ENDLESS)) as outputs:
                 await anext(outputs)
                 with pytest.raises(Overloaded):
                     await collect(client, [1], ENDLESS)

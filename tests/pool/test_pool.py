@@ -25,6 +25,7 @@ from corral.store.local import StoredModel
 from corral.store.names import ModelName
 from corral.types import SamplingParams
 from gguf_files import tiny_llama, write_gguf
+from outputs import outputs_of
 
 KV = 1 << 20
 
@@ -465,15 +466,17 @@ def test_real_engine_is_killed_and_comes_back_with_the_next_lease(model_path):
         try:
             async with pool.lease("a") as model:
                 before = [
-                    id async for output in model.engine.generate([1, 2], params) for id in output.tokens
+                    id async for output in outputs_of(model.engine, [1, 2], params) for id in output.tokens
                 ]
                 os.kill(model.engine.pid, signal.SIGKILL)
                 with pytest.raises(EngineFailed):
-                    async for _ in model.engine.generate([1, 2], params):
+                    async for _ in outputs_of(model.engine, [1, 2], params):
                         pass
             async with pool.lease("a") as again:
                 assert again.engine.pid != model.engine.pid
-                after = [id async for output in again.engine.generate([1, 2], params) for id in output.tokens]
+                after = [
+                    id async for output in outputs_of(again.engine, [1, 2], params) for id in output.tokens
+                ]
                 assert after == before
                 pid = again.engine.pid
         finally:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from corral.server.generate import collect, generate
+from corral.server.generate import Collected, generate
 from corral.server.generation import Generation
 from corral.types import SamplingParams
 from fake_engine import FakePool, FakeStore
@@ -11,11 +11,12 @@ from fake_engine import FakePool, FakeStore
 def test_seeds_of_several_replies_wrap_at_64_bits() -> None:
     pool = FakePool(FakeStore("tiny"))
     wanted = Generation("tiny", ("x",), SamplingParams(seed=2**64 - 2, max_tokens=2), n=4)
-    asyncio.run(collect(generate(pool, wanted)))
+    asyncio.run(generate(pool, wanted, Collected().take))
     assert sorted(params.seed for _, params in pool.engine.seen) == [0, 1, 2**64 - 2, 2**64 - 1]
 
 
 def test_one_reply_keeps_the_seed_as_it_was_given() -> None:
     pool = FakePool(FakeStore("tiny"))
-    asyncio.run(collect(generate(pool, Generation("tiny", ("x",), SamplingParams(seed=-3, max_tokens=2)))))
+    wanted = Generation("tiny", ("x",), SamplingParams(seed=-3, max_tokens=2))
+    asyncio.run(generate(pool, wanted, Collected().take))
     assert [params.seed for _, params in pool.engine.seen] == [-3]

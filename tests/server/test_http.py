@@ -251,6 +251,17 @@ def plain_bytes(path: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+def test_stream_to_a_client_of_http_1_0_has_no_chunk_frames(server: LiveServer) -> None:
+    data = request_bytes("/api/generate").replace(b"HTTP/1.1", b"HTTP/1.0")
+    with server.send(data) as connection:
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    lines = received.partition(b"\r\n\r\n")[2].splitlines()
+    assert "".join(json.loads(line)["response"] for line in lines) == "Hello world"
+    assert json.loads(lines[-1])["done"]
+
+
 def test_pipelined_requests_are_all_answered(server: LiveServer) -> None:
     with server.send(plain_bytes("/api/generate") * 3) as connection:
         received = b""

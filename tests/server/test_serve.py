@@ -149,7 +149,7 @@ def test_body_that_does_not_come_is_408(
 def test_client_that_does_not_read_is_cancelled(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr("corral.server.work.SLOW_READER", 0.2)
+    monkeypatch.setattr("corral.server.connection.SLOW_READER", 0.2)
     server = request.getfixturevalue("server")
     script = request.getfixturevalue("script")
     script.endless, script.text = True, "x" * 1000

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from array import array
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Self
 
 import msgspec
@@ -35,7 +35,7 @@ from corral.types import SamplingParams
 
 log = logging.getLogger(__name__)
 
-_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Take = Callable[[Output | EngineFailed], None]
 
 _GRACE = 2.0  # seconds for a process to end as it was told
 _TICKS = 4  # looks of the watchdog in a step_timeout
@@ -45,18 +45,18 @@ _LOAD_ERRORS = (errors.UnsupportedModel, errors.CorruptModel, errors.OutOfMemory
 class EngineClient:
     """One engine process. `failed` is done when it died or hung; it is never used again then."""
 
-    def __init__(
-        self, spec: EngineSpec, process: asyncio.subprocess.Process, streams: _Streams, step_timeout: float
-    ):
+    def __init__(self, spec: EngineSpec, step_timeout: float):
         self.spec = spec
         self.load = Load()
         self.ready: Ready
-        self.failed: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
-        self._process = process
+        loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[EngineFailed] = loop.create_future()
+        self._process: asyncio.subprocess.Process
+        self._transport: asyncio.Transport
+        self._answer: asyncio.Future[FromEngine | None] = loop.create_future()  # to the load; None = it ended
         self._step_timeout = step_timeout
-        self._reader, self._writer = streams
         self._limits: Limits
-        self._streams: dict[int, asyncio.Queue[Output | EngineFailed]] = {}
+        self._takers: dict[int, Take] = {}
         self._ids = itertools.count(1)
         self._ended = ""  # why it takes no more requests
         self._frames = 0
@@ -67,24 +67,17 @@ class EngineClient:
     @classmethod
     async def start(cls, spec: EngineSpec, *, load_timeout: float, step_timeout: float) -> Self:
         """Start a process and wait until its model is loaded; raises what the load failed with."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            streams = await asyncio.open_unix_connection(sock=ours)
-            try:
-                process = await _spawn(theirs)
-            except BaseException:
-                streams[1].close()
-                raise
-        client = cls(spec, process, streams, step_timeout)
+        client = cls(spec, step_timeout)
+        await client._spawn()
         try:
             async with asyncio.timeout(load_timeout):
                 await client._load()
         except BaseException as error:
+            client._ended = "the model was not loaded"
             await client._end_process(0)
             if isinstance(error, TimeoutError):
                 raise EngineFailed(f"the model was not loaded within {load_timeout:g} s") from None
             raise
-        client._run(client._read_steps())
         return client
 
     @property
@@ -96,34 +89,30 @@ class EngineClient:
         """Whether the engine is idle, or has made a step in the last seconds."""
         if self._ended:
             return False
-        return not self._streams or asyncio.get_running_loop().time() - self._last_frame < within
+        return not self._takers or asyncio.get_running_loop().time() - self._last_frame < within
 
-    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[Output, None]:
-        """A request's outputs, the last one with `finish`. Closing or cancelling this cancels the request.
+    def submit(self, prompt: list[int], params: SamplingParams, take: Take) -> int:
+        """Start a request; its id. `take`, which must not raise, is given its outputs as they come, the last
+        one with `finish`, or EngineFailed.
 
-        Raises InvalidRequest, PromptTooLong or Overloaded at once, EngineFailed at any time.
+        Raises InvalidRequest, PromptTooLong, Overloaded or EngineFailed.
         """
         if self._ended:
             raise EngineFailed(self._ended)
-        if len(self._streams) >= self.spec.max_queue:
-            raise Overloaded(f"{len(self._streams)} requests are waiting or running; try again later")
+        if len(self._takers) >= self.spec.max_queue:
+            raise Overloaded(f"{len(self._takers)} requests are waiting or running; try again later")
         check_request(prompt, params, self._limits)
         id = next(self._ids)
         frame = encode_frame(Add(id, array("i", prompt).tobytes(), params))
-        inbox = self._streams[id] = asyncio.Queue()
-        self._writer.write(frame)
+        self._takers[id] = take
+        self._transport.write(frame)
         self._watch()
-        try:
-            while True:
-                output = await _next(inbox)
-                if output.finish:
-                    self._streams.pop(id, None)
-                yield output
-                if output.finish:
-                    return
-        finally:
-            if self._streams.pop(id, None):
-                self._send(Cancel(id))
+        return id
+
+    def cancel(self, id: int) -> None:
+        """Forget a request; one that has ended is no mistake."""
+        if self._takers.pop(id, None):
+            self._send(Cancel(id))
 
     async def stop(self) -> None:
         """End the process: politely, then by force. Requests in flight get EngineFailed."""
@@ -131,18 +120,28 @@ class EngineClient:
         self._end_streams("the model was unloaded")
         await self._end_process(_GRACE)
 
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
+                lambda: _Frames(self._take, self._lose), sock=ours
+            )
+            try:
+                self._process = await _spawn(theirs)
+            except BaseException:
+                self._ended = "the process was not started"
+                self._transport.close()
+                raise
+
     async def _load(self) -> None:
         stdin = self._process.stdin
         assert stdin is not None
         stdin.write(msgspec.json.encode(self.spec))
         stdin.close()
-        try:
-            answer = await self._receive()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        answer = await self._answer
+        if answer is None:
             status = await self._process.wait()
-            raise EngineFailed(f"the engine process {_ending(status)} while loading the model") from None
-        except BadFrame as error:
-            raise EngineFailed(str(error)) from None
+            raise EngineFailed(f"the engine process {_ending(status)} while loading the model")
         if isinstance(answer, LoadFailed):
             kinds = {kind.__name__: kind for kind in _LOAD_ERRORS}
             raise kinds.get(answer.kind, EngineFailed)(answer.message)
@@ -152,30 +151,32 @@ class EngineClient:
         kv_tokens = answer.num_blocks * answer.block_size
         self._limits = Limits(answer.context_length, answer.vocab_size, kv_tokens)
 
-    async def _receive(self) -> FromEngine:
-        header = await self._reader.readexactly(HEADER)
-        return decode_from_engine(await self._reader.readexactly(frame_length(header)))
+    def _take(self, message: FromEngine) -> None:
+        """Act on a message: give a step's outputs to their requests, all in one go."""
+        if not self._answer.done():
+            self._answer.set_result(message)
+            return
+        if not isinstance(message, Step):
+            raise BadFrame("the engine process loaded twice")
+        self._frames += 1
+        self._last_frame = asyncio.get_running_loop().time()
+        self.load = message.load
+        takers = self._takers
+        for output in message.outputs:
+            take = takers.pop(output.id, None) if output.finish else takers.get(output.id)
+            if take:
+                take(output)
 
-    async def _read_steps(self) -> None:
-        """Give every frame's outputs to their requests, until the process or its senses are gone."""
-        reason = ""
-        try:
-            while True:
-                step = await self._receive()
-                if not isinstance(step, Step):
-                    raise BadFrame("the engine process loaded twice")
-                self._frames += 1
-                self._last_frame = asyncio.get_running_loop().time()
-                self.load = step.load
-                for output in step.outputs:
-                    inbox = self._streams.get(output.id)
-                    if inbox:
-                        inbox.put_nowait(output)
-        except BadFrame as error:
-            reason = str(error)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        await self._fail(reason)
+    def _lose(self, error: BadFrame | None) -> None:
+        """The process has closed its end, or does not make sense."""
+        if self._ended:
+            return
+        if self._answer.done():
+            self._run(self._fail("" if error is None else str(error)))
+        elif error is None:
+            self._answer.set_result(None)
+        else:
+            self._answer.set_exception(EngineFailed(str(error)))
 
     async def _fail(self, reason: str = "") -> None:
         """The engine is unusable: make sure that it is gone, and tell everybody who waits for it."""
@@ -190,9 +191,9 @@ class EngineClient:
 
     def _end_streams(self, reason: str) -> None:
         self._ended = reason
-        streams, self._streams = self._streams, {}
-        for inbox in streams.values():
-            inbox.put_nowait(EngineFailed(self._ended))
+        takers, self._takers = self._takers, {}
+        for take in takers.values():
+            take(EngineFailed(self._ended))
 
     async def _end_process(self, grace: float) -> None:
         """Wait, then terminate, then kill. Returns when the process is gone and reaped."""
@@ -203,7 +204,7 @@ class EngineClient:
         if not grace or not await self._exits_within(grace):
             self._signal(signal.SIGKILL)
         await self._process.wait()
-        self._writer.close()
+        self._transport.close()
 
     async def _exits_within(self, seconds: float) -> bool:
         try:
@@ -218,13 +219,13 @@ class EngineClient:
             self._process.send_signal(number)
 
     def _send(self, message: ToEngine) -> None:
-        if not self._ended and not self._writer.is_closing():
-            self._writer.write(encode_frame(message))
+        if not self._ended and not self._transport.is_closing():
+            self._transport.write(encode_frame(message))
 
     def _watch(self) -> None:
         """Look after requests in flight: with none the clock stands still, and costs nothing."""
         loop = asyncio.get_running_loop()
-        if len(self._streams) == 1:
+        if len(self._takers) == 1:
             self._last_frame = loop.time()
         if self._watchdog is None:
             self._watchdog = loop.call_later(self._step_timeout / _TICKS, self._look, self._frames, 1)
@@ -232,7 +233,7 @@ class EngineClient:
     def _look(self, frames: int, silent: int) -> None:
         """The watchdog counts its own ticks, so that a server that slept itself does not kill at once."""
         self._watchdog = None
-        if not self._streams or self._ended:
+        if not self._takers or self._ended:
             return
         if self._frames != frames:
             silent = 0
@@ -254,23 +255,28 @@ class EngineClient:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _next(inbox: asyncio.Queue[Output | EngineFailed]) -> Output:
-    """What came since the last look, as one output: a reader that lags catches up in one go."""
-    output = await inbox.get()
-    while not inbox.empty() and not isinstance(output, EngineFailed) and not output.finish:
-        later = inbox.get_nowait()
-        if isinstance(later, EngineFailed):
-            raise later
-        output = msgspec.structs.replace(
-            later,
-            tokens=output.tokens + later.tokens,
-            logprobs=output.logprobs + later.logprobs,
-            prompt_logprobs=output.prompt_logprobs or later.prompt_logprobs,
-            stats=later.stats or output.stats,
-        )
-    if isinstance(output, EngineFailed):
-        raise output
-    return output
+class _Frames(asyncio.Protocol):
+    """Cuts what comes from an engine into messages. `lose` is told of the end, and of what is no message."""
+
+    def __init__(self, take: Callable[[FromEngine], None], lose: Callable[[BadFrame | None], None]):
+        self._take, self._lose = take, lose
+        self._data = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand over every message that is complete."""
+        buffer = self._data
+        buffer += data
+        try:
+            while len(buffer) >= HEADER and len(buffer) >= (end := HEADER + frame_length(buffer[:HEADER])):
+                body = buffer[HEADER:end]
+                del buffer[:end]
+                self._take(decode_from_engine(body))
+        except BadFrame as error:
+            self._lose(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The process has gone, or we have hung up."""
+        self._lose(None)
 
 
 async def _spawn(theirs: socket.socket) -> asyncio.subprocess.Process:

@@ -27,7 +27,7 @@ def encode_frame(message: ToEngine | FromEngine) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def frame_length(header: bytes) -> int:
+def frame_length(header: bytes | bytearray) -> int:
     """The body's length; BadFrame if it cannot be one."""
     (length,) = _LENGTH.unpack(header)
     if not 0 < length <= MAX_FRAME:

@@ -20,7 +20,6 @@ from corral.server.drain import Drain
 from corral.server.faults import body_for, fault, headers_for
 from corral.server.limits import Gate
 from corral.server.service import Service
-from corral.server.work import SlowReader
 from corral.store.local import Store
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -42,7 +41,6 @@ def create_app(settings: Settings, store: Store, pool: Pool, drain: Drain | None
             CorralError: _tell,
             HTTPException: _tell,
             ClientDisconnect: _nobody,
-            SlowReader: _nobody,
             Exception: _tell,
         },
     )

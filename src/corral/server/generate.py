@@ -1,11 +1,14 @@
-"""The one path of every generated token: lease the model, tokenise, run the sequences, give their text."""
+"""The one path of every generated token: lease the model, tokenise, run the sequences, give their text.
+
+A token's way back has no task and no queue in it: the engine's client calls a run, which calls `emit`.
+"""
 
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 
+from corral.engine.protocol import Output
 from corral.errors import EngineFailed
 from corral.pool.pool import LoadedModel, Pool
 from corral.server.generation import Delta, Event, Finished, Generation, Started, TokenisedPrompt
@@ -13,72 +16,151 @@ from corral.server.prompts import read_prompts
 from corral.server.reply import PromptScores, Reply
 from corral.types import SamplingParams
 
+Emit = Callable[[Event], None]
+
 
 async def generate(
-    pool: Pool, generation: Generation, default_context: int = 0
-) -> AsyncGenerator[Event, None]:
-    """Started, then Deltas and one Finished for each reply. Closing the iterator cancels every sequence."""
+    pool: Pool,
+    generation: Generation,
+    emit: Emit,
+    *,
+    begin: Callable[[], Awaitable[None]] | None = None,
+    default_context: int = 0,
+) -> None:
+    """Emit Started, then Deltas and one Finished for each reply. Cancelling this cancels every sequence.
+
+    `begin` is awaited after the first event of a reply: until then an error has nothing before it.
+    """
     begun = time.perf_counter_ns()
     async with pool.lease(generation.model, keep_alive=generation.keep_alive) as model:
         load_ns = time.perf_counter_ns() - begun
         prompts, params = await read_prompts(model, generation, default_context)
-        yield Started(prompts, load_ns)
-        runs = [
-            [Run(model, generation, params, prompt, (p, child)) for child in range(generation.n)]
-            for p, prompt in enumerate(prompts)
-        ]
-        for children in runs:
-            for child in children[1:]:
-                child.scores = children[0].scores
-        single = len(prompts) == generation.n == 1
-        async with aclosing(runs[0][0].events() if single else _merged(runs)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    event = dataclasses.replace(event, total_ns=time.perf_counter_ns() - begun)
-                yield event
+        emit(Started(prompts, load_ns))
+        runs = _Runs(model, generation, emit, begun)
+        try:
+            runs.start(prompts, params)
+            await runs.begun
+            if begin:
+                await begin()
+            await runs.done
+        finally:
+            runs.cancel()
 
 
-class Run:
+class _Runs:
+    """All sequences of one request."""
+
+    def __init__(self, model: LoadedModel, generation: Generation, emit: Emit, begun_ns: int):
+        self.model, self.generation, self.emit, self.begun_ns = model, generation, emit, begun_ns
+        loop = asyncio.get_running_loop()
+        self.begun: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.unfinished: set[_Run] = set()
+
+    def start(self, prompts: Sequence[TokenisedPrompt], params: SamplingParams) -> None:
+        """Start every prompt's first reply; the others follow when it has a token, and then find the prompt
+        in the prefix cache."""
+        firsts = []
+        for place, prompt in enumerate(prompts):
+            scores = PromptScores()
+            first, *others = (
+                _Run(self, params, prompt, (place, n), scores) for n in range(self.generation.n)
+            )
+            first.followers = others
+            firsts.append(first)
+            self.unfinished.update([first, *others])
+        for run in firsts:
+            run.start()
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Emit what a run has to say."""
+        for event in events:
+            self.emit(event)
+        if events and not self.begun.done():
+            self.begun.set_result(None)
+
+    def finish(self, run: "_Run") -> None:
+        """One reply is complete; or all of them are."""
+        self.unfinished.discard(run)
+        if not self.unfinished and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """The request fails with one of its replies."""
+        self.cancel()
+        future = self.done if self.begun.done() else self.begun
+        if not future.done():
+            future.set_exception(error)
+
+    def cancel(self) -> None:
+        """End what still runs."""
+        unfinished, self.unfinished = self.unfinished, set()
+        for run in unfinished:
+            run.cancel()
+
+
+class _Run:
     """One sequence: a prompt's reply number `child`."""
 
     def __init__(
         self,
-        model: LoadedModel,
-        generation: Generation,
+        runs: _Runs,
         params: SamplingParams,
         prompt: TokenisedPrompt,
         place: tuple[int, int],
+        scores: PromptScores,
     ):
-        self.model, self.prompt = model, prompt
-        self.generation = generation
-        self.index = place[0] * generation.n + place[1]
+        generation, model = runs.generation, runs.model
+        self.runs, self.prompt, self.scores = runs, prompt, scores
+        self.engine = model.engine
         self.params = _child_params(params, generation.echo, place[1])
-        self.scores = PromptScores()
-
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """The reply's Deltas, then Finished; the engine's sequence ends with the iterator."""
-        reply = Reply(
-            self.index,
-            self.model.tokenizer,
+        self.reply = Reply(
+            place[0] * generation.n + place[1],
+            model.tokenizer,
             self.params,
-            skip_special=self.generation.skip_special,
-            prompt_tokens=len(self.prompt.ids),
+            skip_special=generation.skip_special,
+            prompt_tokens=len(prompt.ids),
+            begun=runs.begun_ns,
         )
-        outputs = self.model.engine.generate(list(self.prompt.ids), self.params)
-        echoed = not self.generation.echo
-        async with aclosing(outputs):
-            async for output in outputs:
-                if output.error:
-                    raise EngineFailed(output.error)
-                if not echoed:
-                    echoed = True
-                    self.scores.fill(output.prompt_logprobs)
-                    yield reply.echo(self.prompt, self.scores.values)
-                for event in reply.push(output):
-                    yield event
-                if reply.finished:
-                    return
-        raise EngineFailed("the engine ended a reply without saying why")
+        self.to_echo = generation.echo
+        self.followers: Sequence[_Run] = ()
+        self.id: int | None = None  # in the engine
+
+    def start(self) -> None:
+        """Queue it."""
+        self.id = self.engine.submit(list(self.prompt.ids), self.params, self.take)
+
+    def cancel(self) -> None:
+        """End it before its time."""
+        if self.id is not None:
+            self.engine.cancel(self.id)
+
+    def take(self, output: Output | EngineFailed) -> None:
+        """Pass on what the engine gives. Nothing may escape to the client, which serves others too."""
+        if self not in self.runs.unfinished:
+            return
+        try:
+            self._take(output)
+        except Exception as error:
+            self.runs.fail(error)
+
+    def _take(self, output: Output | EngineFailed) -> None:
+        if isinstance(output, Exception):
+            raise output
+        if output.error:
+            raise EngineFailed(output.error)
+        if self.to_echo:
+            self.to_echo = False
+            self.scores.fill(output.prompt_logprobs)
+            self.runs.take([self.reply.echo(self.prompt, self.scores.values)])
+        self.runs.take(self.reply.push(output))
+        followers, self.followers = self.followers, ()
+        for run in followers:
+            run.start()
+        if self.reply.finished:
+            if output.finish is None:
+                self.cancel()
+            self.runs.finish(self)
 
 
 def _child_params(params: SamplingParams, echo: bool, child: int) -> SamplingParams:
@@ -90,61 +172,28 @@ def _child_params(params: SamplingParams, echo: bool, child: int) -> SamplingPar
     return dataclasses.replace(params, seed=seed, prompt_logprobs=scored)
 
 
-async def _merged(runs: Sequence[Sequence[Run]]) -> AsyncGenerator[Event, None]:
-    """The events of many sequences as they come. A prompt's first child runs ahead until it has a token:
-    the others then find the prompt in the prefix cache."""
-    inbox: asyncio.Queue[Event | BaseException] = asyncio.Queue()
-    tasks: set[asyncio.Task[None]] = set()
+class Collected:
+    """The whole of a generation: `take` its events, then ask for each reply as one Delta, in order."""
 
-    async def pump(run: Run, followers: Sequence[Run]) -> None:
-        try:
-            async with aclosing(run.events()) as events:
-                async for event in events:
-                    inbox.put_nowait(event)
-                    start(followers)
-                    followers = ()
-        except Exception as error:
-            inbox.put_nowait(error)
+    def __init__(self) -> None:
+        self.started: Started
+        self._deltas: dict[int, list[Delta]] = {}
+        self._finished: dict[int, Finished] = {}
 
-    def start(these: Sequence[Run], followers: Sequence[Run] = ()) -> None:
-        for run in these:
-            task = asyncio.create_task(pump(run, followers))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+    def take(self, event: Event) -> None:
+        """Keep an event."""
+        match event:
+            case Started():
+                self.started = event
+            case Delta():
+                self._deltas.setdefault(event.index, []).append(event)
+            case Finished():
+                self._finished[event.index] = event
 
-    left = sum(len(children) for children in runs)
-    try:
-        for children in runs:
-            start(children[:1], children[1:])
-        while left:
-            event = await inbox.get()
-            if isinstance(event, BaseException):
-                raise event
-            left -= isinstance(event, Finished)
-            yield event
-    finally:
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def collect(events: AsyncGenerator[Event, None]) -> tuple[Started, list[Delta], list[Finished]]:
-    """Run a generation to its end: each reply as one Delta, in order."""
-    started: Started | None = None
-    texts: dict[int, list[Delta]] = {}
-    finished: dict[int, Finished] = {}
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case Started():
-                    started = event
-                case Delta():
-                    texts.setdefault(event.index, []).append(event)
-                case Finished():
-                    finished[event.index] = event
-    assert started is not None
-    order = sorted(finished)
-    return started, [_joined(index, texts.get(index, [])) for index in order], [finished[i] for i in order]
+    def replies(self) -> list[tuple[Delta, Finished]]:
+        """Each reply's text and end."""
+        order = sorted(self._finished)
+        return [(_joined(index, self._deltas.get(index, [])), self._finished[index]) for index in order]
 
 
 def _joined(index: int, deltas: list[Delta]) -> Delta:

@@ -1,7 +1,7 @@
 """One sequence's tokens to text: detokenised, cut at stop strings, scored and timed."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from corral.engine.protocol import Output
 from corral.server.generation import Delta, Event, Finished, ScoredToken, TokenisedPrompt
@@ -34,6 +34,7 @@ class Reply:
         *,
         skip_special: bool = True,
         prompt_tokens: int = 0,
+        begun: int = 0,
     ):
         self.index, self.tokenizer, self.params = index, tokenizer, params
         self.prompt_tokens = prompt_tokens
@@ -43,6 +44,8 @@ class Reply:
         self.ids: list[int] = []
         self.length = 0  # characters detokenised, the echoed prompt included
         self.stats = SequenceStats()
+        self.plain = self.stop is None and params.logprobs is None
+        self.asked = begun  # when the request came, on perf_counter_ns's clock
         self.begun = time.perf_counter_ns()
         self.first = 0
 
@@ -56,27 +59,25 @@ class Reply:
         self.length = len(prompt.text)
         return Delta(self.index, prompt.text, tuple(tokens))
 
-    def push(self, output: Output) -> Iterator[Event]:
+    def push(self, output: Output) -> list[Event]:
         """The events of one step."""
         self.first = self.first or time.perf_counter_ns()
         self.stats = output.stats or self.stats
         tokens: list[ScoredToken] = []
-        if self.stop is None and self.params.logprobs is None:
-            text, stopped = self._plain(output.tokens), False
+        stopped = False
+        if self.plain:
+            self.ids += output.tokens
+            text = self.detokenizer.push(output.tokens)
         else:
             text, tokens, stopped = self._token_by_token(output)
         if output.finish is not None and not stopped:
             rest, stopped = self._last_text()
             text += rest
-        if text or tokens:
-            yield Delta(self.index, text, tuple(tokens))
+        events: list[Event] = [Delta(self.index, text, tuple(tokens))] if text or tokens else []
         if stopped or output.finish is not None:
             self.finished = True
-            yield self._finish(output, stopped)
-
-    def _plain(self, ids: Sequence[int]) -> str:
-        self.ids += ids
-        return self.detokenizer.push(ids)
+            events.append(self._finish(output, stopped))
+        return events
 
     def _token_by_token(self, output: Output) -> tuple[str, list[ScoredToken], bool]:
         text, scored = "", []
@@ -119,9 +120,9 @@ class Reply:
     def _finish(self, output: Output, stopped: bool) -> Finished:
         """The engine's own figures, or ours where a stop string ended the reply before the engine did."""
         reason = FinishReason.STOP if stopped else output.finish or FinishReason.STOP
-        if output.finish is not None and output.stats is not None and not stopped:
-            return Finished(self.index, reason, output.stats, tuple(self.ids))
         now, known = time.perf_counter_ns(), self.stats
+        if output.finish is not None and output.stats is not None and not stopped:
+            return Finished(self.index, reason, output.stats, tuple(self.ids), now - self.asked)
         stats = SequenceStats(
             prompt_tokens=self.prompt_tokens,
             cached_tokens=known.cached_tokens,
@@ -130,4 +131,4 @@ class Reply:
             prefill_ns=known.prefill_ns or self.first - self.begun,
             decode_ns=now - self.first,
         )
-        return Finished(self.index, reason, stats, tuple(self.ids))
+        return Finished(self.index, reason, stats, tuple(self.ids), now - self.asked)

@@ -1,16 +1,42 @@
 """What every endpoint works with."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from corral.config import Settings
 from corral.errors import InvalidRequest
 from corral.pool.pool import Pool
 from corral.server.drain import Drain
-from corral.server.generate import generate
-from corral.server.generation import Event, Generation
+from corral.server.faults import Fault
+from corral.server.generate import Collected, generate
+from corral.server.generation import Delta, Event, Finished, Generation, Started
+from corral.server.work import Outlet, Work, single, stream
 from corral.store.local import Store, StoredModel
+
+
+class Shape(Protocol):
+    """How an API shows one request's replies."""
+
+    stream_type: str
+    whole_type: str
+
+    def line(self, event: Event) -> bytes:
+        """What a stream says of an event; it may be nothing."""
+        ...
+
+    def end(self) -> bytes:
+        """What a stream ends with."""
+        ...
+
+    def whole(self, started: Started, replies: Sequence[tuple[Delta, Finished]]) -> bytes:
+        """All of it as one object."""
+        ...
+
+    def last_words(self, found: Fault) -> bytes:
+        """How a stream tells of an error after its headers have gone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +48,28 @@ class Service:
     pool: Pool
     drain: Drain
 
-    def generate(self, generation: Generation) -> AsyncGenerator[Event, None]:
+    def answer(self, generation: Generation, shape: Shape, *, streaming: bool) -> Work:
+        """Run a generation and show it as the API does."""
+
+        async def tell(outlet: Outlet) -> None:
+            await self._generate(generation, lambda event: outlet.write(shape.line(event)), outlet.open)
+            outlet.write(shape.end())
+
+        async def whole() -> bytes:
+            collected = Collected()
+            await self._generate(generation, collected.take)
+            return shape.whole(collected.started, collected.replies())
+
+        if streaming:
+            return stream(self.drain, tell, shape.stream_type, shape.last_words)
+        return single(self.drain, whole, shape.whole_type)
+
+    async def _generate(
+        self,
+        generation: Generation,
+        emit: Callable[[Event], None],
+        begin: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Run a generation with the operator's default context."""
         replies, most = len(generation.prompts) * generation.n, self.settings.max_queue
         if replies > most:  # or it would be told to try again later, for ever
@@ -31,7 +78,8 @@ class Service:
                 "ask for fewer, or raise OLLAMA_MAX_QUEUE",
                 "n",
             )
-        return generate(self.pool, generation, self.settings.context_length)
+        context = self.settings.context_length
+        await generate(self.pool, generation, emit, begin=begin, default_context=context)
 
     async def find(self, name: str) -> StoredModel:
         """A model of the store; reading its manifest happens on a thread."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -13,19 +13,27 @@ from corral.server.faults import Fault, fault
 
 log = logging.getLogger(__name__)
 
-SLOW_READER = 30.0  # seconds that a client may leave a full send buffer unread
+CONNECTION = "corral.connection"  # the scope's key
+
+
+class Line(Protocol):
+    """The client's connection, beside what ASGI knows of it: see server/connection.py."""
+
+    def write_part(self, data: bytes) -> None:
+        """Send a part of a body whose headers have gone."""
+        ...
 
 
 class Work:
     """An ASGI response whose body is made by `run`; the client's going away cancels that at once."""
 
-    def __init__(self, drain: Drain, run: Callable[[Send], Awaitable[None]]):
+    def __init__(self, drain: Drain, run: Callable[[Send, Line], Awaitable[None]]):
         self.drain, self.run = drain, run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run until the end, the client's disconnect, or the server's."""
         self.drain.refuse_when_draining()
-        task = asyncio.ensure_future(self.run(send))
+        task = asyncio.ensure_future(self.run(send, scope[CONNECTION]))
         gone = asyncio.ensure_future(_disconnect(receive))
         try:
             with self.drain.work(task):
@@ -48,7 +56,7 @@ def single(
 ) -> Work:
     """One body, sent when it is complete."""
 
-    async def run(send: Send) -> None:
+    async def run(send: Send, _: Line) -> None:
         body = await work()
         await send(_start(media_type, len(body)))
         await send({"type": "http.response.body", "body": body})
@@ -56,60 +64,59 @@ def single(
     return Work(drain, run)
 
 
-def stream(
-    drain: Drain, chunks: AsyncGenerator[bytes, None], media_type: str, last_words: Callable[[Fault], bytes]
-) -> Work:
-    """Many chunks. The headers wait for the first one, so that an early error has its own status;
-    a later error is what `last_words` makes of it."""
+class Outlet:
+    """Where the chunks of a stream go: kept until it is opened, then sent to the client one by one."""
 
-    async def run(send: Send) -> None:
-        outlet = _Outlet(send, media_type)
+    def __init__(self, send: Send, line: Line, media_type: str):
+        self._send, self._line, self._media_type = send, line, media_type
+        self._held: list[bytes] = []
+        self.opened = False
+
+    def write(self, chunk: bytes) -> None:
+        """Take a chunk."""
+        if self.opened:
+            self._line.write_part(chunk)
+        else:
+            self._held.append(chunk)
+
+    async def open(self) -> None:
+        """Send the headers, and what has been kept."""
+        if not self.opened:
+            await self._send(_start(self._media_type))
+            self.opened = True
+            self._line.write_part(b"".join(self._held))
+
+    async def close(self) -> None:
+        """The body is complete."""
+        await self.open()
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+def stream(
+    drain: Drain,
+    tell: Callable[[Outlet], Awaitable[None]],
+    media_type: str,
+    last_words: Callable[[Fault], bytes],
+) -> Work:
+    """A body that `tell` writes and opens when there is something to say. An error before that has its own
+    status; a later one is what `last_words` makes of it."""
+
+    async def run(send: Send, line: Line) -> None:
+        outlet = Outlet(send, line, media_type)
         try:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    await outlet.write(chunk)
+            await tell(outlet)
         except asyncio.CancelledError:
-            if not (drain.aborting and outlet.started):
+            if not (drain.aborting and outlet.opened):
                 raise
-            await outlet.write(last_words(fault(_aborted())))
-        except SlowReader:
-            log.warning("a client left its answer unread for %.0f s: cancelled", SLOW_READER)
-            raise
+            outlet.write(last_words(fault(_aborted())))
         except Exception as error:
-            if not outlet.started:
+            if not outlet.opened:
                 raise
             log.error("a stream failed: %s", error, exc_info=fault(error).status == 500)
-            await outlet.write(last_words(fault(error)))
+            outlet.write(last_words(fault(error)))
         await outlet.close()
 
     return Work(drain, run)
-
-
-class SlowReader(Exception):
-    """The client does not take what it asked for."""
-
-
-class _Outlet:
-    """Sends the headers with the first chunk."""
-
-    def __init__(self, send: Send, media_type: str):
-        self.send, self.media_type = send, media_type
-        self.started = False
-
-    async def write(self, chunk: bytes) -> None:
-        if not self.started:
-            self.started = True
-            await self.send(_start(self.media_type))
-        try:
-            async with asyncio.timeout(SLOW_READER):
-                await self.send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TimeoutError:
-            raise SlowReader from None
-
-    async def close(self) -> None:
-        if not self.started:
-            await self.send(_start(self.media_type))
-        await self.send({"type": "http.response.body", "body": b""})
 
 
 def _start(media_type: str, length: int | None = None) -> Message:

@@ -7,23 +7,17 @@ from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.ollama_options import read_keep_alive, read_options
-from corral.server.dialects.ollama_replies import NDJSON, OllamaReply
+from corral.server.dialects.ollama_replies import OllamaReply
 from corral.server.dialects.ollama_types import ChatRequest, GenerateRequest, Generating, Message
-from corral.server.faults import Fault, ollama_body
 from corral.server.generation import Conversation, Generation, Overflow, Prompt, with_system
 from corral.server.limits import read_body
 from corral.server.service import Service
-from corral.server.wire import decode, encode
-from corral.server.work import Work, single, stream
+from corral.server.wire import decode
+from corral.server.work import Work, single
 from corral.store.local import StoredModel
 from corral.types import MAX_TOP_LOGPROBS
 
 ROLES = ("system", "user", "assistant")
-
-
-def last_line(found: Fault) -> bytes:
-    """How a stream tells of an error after its headers have gone."""
-    return encode(ollama_body(found)) + b"\n"
 
 
 class OllamaText:
@@ -78,10 +72,7 @@ class OllamaText:
         )
 
     def _answer(self, wire: Generating, generation: Generation, reply: OllamaReply) -> Work:
-        events = self.service.generate(generation)
-        if wire.stream is False:
-            return single(self.service.drain, lambda: reply.whole(events))
-        return stream(self.service.drain, reply.lines(events), NDJSON, last_line)
+        return self.service.answer(generation, reply, streaming=wire.stream is not False)
 
     def _load_or_unload(self, wire: Generating, reply: OllamaReply) -> Work:
         keep_alive = read_keep_alive(wire.keep_alive)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any
@@ -13,13 +14,12 @@ from starlette.routing import Route
 from corral.errors import InvalidRequest
 from corral.pool.pool import LoadedModel
 from corral.server.details import config_fields, model_card, model_details, model_row
-from corral.server.dialects.ollama import last_line
-from corral.server.dialects.ollama_replies import NDJSON
+from corral.server.dialects.ollama_replies import NDJSON, last_line
 from corral.server.dialects.ollama_types import ModelRequest
 from corral.server.limits import read_body
 from corral.server.service import Service
 from corral.server.wire import decode, encode, present
-from corral.server.work import Work, single, stream
+from corral.server.work import Outlet, Work, single, stream
 from corral.store.progress import Progress
 from corral.store.pull import pull
 
@@ -83,7 +83,7 @@ class OllamaModels:
         wire = decode(await read_body(request), ModelRequest)
         steps = _pull(pull(self.service.store, _required(wire), inspect=config_fields))
         if wire.stream is not False:
-            return stream(self.service.drain, _lines(steps), NDJSON, last_line)
+            return stream(self.service.drain, lambda outlet: _tell(steps, outlet), NDJSON, last_line)
         return single(self.service.drain, lambda: _last(steps))
 
 
@@ -132,9 +132,11 @@ async def _pull(progress: Generator[Progress, None, None]) -> AsyncGenerator[Pro
         await asyncio.to_thread(progress.close)
 
 
-async def _lines(steps: AsyncGenerator[Progress, None]) -> AsyncGenerator[bytes, None]:
-    async for step in steps:
-        yield encode(_progress(step)) + b"\n"
+async def _tell(steps: AsyncGenerator[Progress, None], outlet: Outlet) -> None:
+    async with aclosing(steps):
+        async for step in steps:
+            outlet.write(encode(_progress(step)) + b"\n")
+            await outlet.open()
 
 
 async def _last(steps: AsyncGenerator[Progress, None]) -> bytes:

@@ -1,53 +1,68 @@
 """Events to Ollama's replies: NDJSON chunks whose fixed parts are built once, or one object."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Any
 
-from corral.server.generate import collect
+from corral.server.faults import Fault, ollama_body
 from corral.server.generation import Delta, Event, Finished, ScoredToken, Started
 from corral.server.wire import encode, finite, present, rfc3339
 
 NDJSON = "application/x-ndjson"
 
 
+def last_line(found: Fault) -> bytes:
+    """How a stream tells of an error after its headers have gone."""
+    return encode(ollama_body(found)) + b"\n"
+
+
 class OllamaReply:
     """Shapes the reply to one generate or chat request."""
+
+    stream_type = NDJSON
+    whole_type = "application/json; charset=utf-8"
 
     def __init__(self, model: str, *, chat: bool, context: bool = False):
         self.model, self.chat, self.context = model, chat, context
         self.head = b'{"model":' + encode(model) + b',"created_at":"'
         self.text = b'","message":{"role":"assistant","content":' if chat else b'","response":'
-        self.close = b"}" if chat else b""
+        self.close = b'},"done":false}\n' if chat else b',"done":false}\n'
+        self.started: Started
 
-    async def lines(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    def line(self, event: Event) -> bytes:
         """A line for each Delta, and the last one with the statistics."""
-        started: Started | None = None
-        async with aclosing(events):
-            async for event in events:
-                match event:
-                    case Started():
-                        started = event
-                    case Delta():
-                        yield self._line(event)
-                    case Finished():
-                        assert started is not None
-                        yield encode(self._object("", (), self._summary(started, event))) + b"\n"
+        match event:
+            case Delta():
+                return self._line(event)
+            case Finished():
+                return encode(self._object("", (), self._summary(self.started, event))) + b"\n"
+            case Started():
+                self.started = event
+        return b""
 
-    async def whole(self, events: AsyncGenerator[Event, None]) -> bytes:
+    def end(self) -> bytes:
+        """Nothing comes after the statistics."""
+        return b""
+
+    def whole(self, started: Started, replies: Sequence[tuple[Delta, Finished]]) -> bytes:
         """One object for all of it."""
-        started, deltas, finished = await collect(events)
-        return encode(self._object(deltas[0].text, deltas[0].tokens, self._summary(started, finished[0])))
+        [(delta, end)] = replies
+        return encode(self._object(delta.text, delta.tokens, self._summary(started, end)))
+
+    def last_words(self, found: Fault) -> bytes:
+        """How a stream tells of an error after its headers have gone."""
+        return last_line(found)
 
     def done(self, reason: str) -> bytes:
         """The answer to an empty request, which only loads or unloads."""
         return encode(self._object("", (), {"done": True, "done_reason": reason}))
 
     def _line(self, delta: Delta) -> bytes:
-        end = b',"logprobs":' + encode(_logprobs(delta.tokens)) if delta.tokens else b""
-        text = encode(delta.text)
-        stamp = rfc3339().encode()
-        return b"".join((self.head, stamp, self.text, text, self.close, end, b',"done":false}\n'))
+        stamp, text = rfc3339().encode(), encode(delta.text)
+        if not delta.tokens:
+            return b"".join((self.head, stamp, self.text, text, self.close))
+        scores = encode(_logprobs(delta.tokens))
+        end = self.close.replace(b',"done"', b',"logprobs":' + scores + b',"done"')
+        return b"".join((self.head, stamp, self.text, text, end))
 
     def _object(self, text: str, tokens: tuple[ScoredToken, ...], rest: dict[str, Any]) -> dict[str, Any]:
         content = {"message": {"role": "assistant", "content": text}} if self.chat else {"response": text}

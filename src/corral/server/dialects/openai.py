@@ -9,19 +9,13 @@ from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.openai_checks import chat_params, check, completion_params
-from corral.server.dialects.openai_replies import (
-    EVENT_STREAM,
-    ChatReply,
-    CompletionReply,
-    OpenAIReply,
-    last_event,
-)
-from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Message, Sampling
+from corral.server.dialects.openai_replies import ChatReply, CompletionReply
+from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Message
 from corral.server.generation import Conversation, Generation, Prompt, with_system
 from corral.server.limits import read_body
 from corral.server.service import Service
 from corral.server.wire import decode, encode
-from corral.server.work import Work, single, stream
+from corral.server.work import Work
 from corral.store.local import StoredModel
 
 MAX_PROMPTS = 128
@@ -70,7 +64,7 @@ class OpenAI:
             add_bos=wire.add_special_tokens is not False,
             skip_special=wire.skip_special_tokens is not False,
         )
-        return self._answer(wire, generation, CompletionReply(wire))
+        return self.service.answer(generation, CompletionReply(wire), streaming=bool(wire.stream))
 
     async def chat(self, request: Request) -> Work:
         """POST /v1/chat/completions."""
@@ -87,13 +81,7 @@ class OpenAI:
             n=wire.n or 1,
             skip_special=wire.skip_special_tokens is not False,
         )
-        return self._answer(wire, generation, ChatReply(wire))
-
-    def _answer(self, wire: Sampling, generation: Generation, reply: OpenAIReply) -> Work:
-        events = self.service.generate(generation)
-        if wire.stream:
-            return stream(self.service.drain, reply.lines(events), EVENT_STREAM, last_event)
-        return single(self.service.drain, lambda: reply.whole(events), "application/json")
+        return self.service.answer(generation, ChatReply(wire), streaming=bool(wire.stream))
 
 
 def read_prompts(wire: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:

@@ -3,29 +3,26 @@
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from corral import __version__
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Sampling
 from corral.server.faults import Fault, openai_body
-from corral.server.generate import collect
 from corral.server.generation import Delta, Event, Finished, ScoredToken, Started
 from corral.server.wire import encode, finite
 
-EVENT_STREAM = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
 FINGERPRINT = f"fp_corral_{__version__}"
 
 
-def last_event(found: Fault) -> bytes:
-    """How a stream tells of an error after its headers have gone."""
-    return b"data: " + encode(openai_body(found)) + b"\n\n" + DONE
-
-
 class OpenAIReply(ABC):
     """What the two kinds of reply share; a subclass says how a piece of text looks."""
+
+    stream_type = "text/event-stream; charset=utf-8"
+    whole_type = "application/json"
+    text_field: bytes  # a choice up to its text, from after its index on
+    text_close: bytes  # what then comes before the log-probs
 
     def __init__(self, wire: Sampling, prefix: str, kind: str, chunk_kind: str):
         self.usage_wanted = bool(wire.stream_options and wire.stream_options.include_usage)
@@ -36,46 +33,59 @@ class OpenAIReply(ABC):
         self.head = b"data: " + chunk[:-1] + b',"choices":['
         self.tail = b'],"usage":null}\n\n' if self.usage_wanted else b"]}\n\n"
 
-    async def lines(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-        """The stream: opening chunks, deltas, a finish for each reply, usage if wanted, [DONE]."""
-        opened: set[int] = set()
-        started: Started | None = None
-        finished: list[Finished] = []
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Started):
-                    started = event
-                    continue
-                opening = b"" if event.index in opened else self.opening(event.index)
-                opened.add(event.index)
-                if isinstance(event, Finished):
-                    finished.append(event)
-                    yield opening + self.finish(event)
-                else:
-                    yield opening + self.delta(event)
-        assert started is not None
-        yield (self._usage_chunk(started, finished) if self.usage_wanted else b"") + DONE
+        self.scored = False
+        self.heads: dict[int, bytes] = {}  # a reply's chunks up to the text
+        self.rest = self.text_close + b',"logprobs":null,"finish_reason":null}' + self.tail
+        self.started: Started
+        self.finished: list[Finished] = []
 
-    async def whole(self, events: AsyncGenerator[Event, None]) -> bytes:
+    def line(self, event: Event) -> bytes:
+        """An event's chunk, behind a reply's opening one if it is the first."""
+        match event:
+            case Delta(index=index):
+                head = self.heads.get(index)
+                if head is None:
+                    return self._open(index) + self.line(event)
+                if self.scored:
+                    scores = encode(self._logprobs(event.tokens))
+                    middle = self.text_close + b',"logprobs":' + scores
+                    return b"".join((head, encode(event.text), middle, b',"finish_reason":null}', self.tail))
+                return b"".join((head, encode(event.text), self.rest))
+            case Finished(index=index):
+                opening = b"" if index in self.heads else self._open(index)
+                self.finished.append(event)
+                return opening + self.finish(event)
+            case Started():
+                self.started = event
+        return b""
+
+    def end(self) -> bytes:
+        """The usage if it is wanted, and [DONE]."""
+        return (self._usage_chunk() if self.usage_wanted else b"") + DONE
+
+    def whole(self, started: Started, replies: Sequence[tuple[Delta, Finished]]) -> bytes:
         """The one object of a reply that is not streamed."""
-        started, deltas, finished = await collect(events)
-        choices = [self.choice(delta, end) for delta, end in zip(deltas, finished, strict=True)]
         body = {
             **self.fixed,
             "object": self.kind,
-            "choices": choices,
-            "usage": usage(started, finished),
+            "choices": [self.choice(delta, end) for delta, end in replies],
+            "usage": usage(started, [end for _, end in replies]),
             "system_fingerprint": FINGERPRINT,
         }
         return encode(body)
 
+    def last_words(self, found: Fault) -> bytes:
+        """How a stream tells of an error after its headers have gone."""
+        return b"data: " + encode(openai_body(found)) + b"\n\n" + DONE
+
+    def _open(self, index: int) -> bytes:
+        """Begin a reply: what comes before its first chunk."""
+        self.heads[index] = self.head + b'{"index":%d,' % index + self.text_field
+        return self.opening(index)
+
     def opening(self, index: int) -> bytes:
         """What comes before a reply's first chunk."""
         return b""
-
-    @abstractmethod
-    def delta(self, delta: Delta) -> bytes:
-        """A chunk with text."""
 
     @abstractmethod
     def finish(self, end: Finished) -> bytes:
@@ -85,6 +95,10 @@ class OpenAIReply(ABC):
     def choice(self, delta: Delta, end: Finished) -> dict[str, Any]:
         """A whole reply."""
 
+    @abstractmethod
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        """Tokens with their scores."""
+
     def chunk(self, *parts: bytes) -> bytes:
         """A chunk around one choice."""
         return b"".join((self.head, *parts, self.tail))
@@ -93,25 +107,19 @@ class OpenAIReply(ABC):
         """A token as the client wants to see it."""
         return f"token_id:{token.id}" if self.as_ids else token.data.decode("utf-8", "replace")
 
-    def _usage_chunk(self, started: Started, finished: Iterable[Finished]) -> bytes:
-        return self.head + b'],"usage":' + encode(usage(started, finished)) + b"}\n\n"
+    def _usage_chunk(self) -> bytes:
+        return self.head + b'],"usage":' + encode(usage(self.started, self.finished)) + b"}\n\n"
 
 
 class CompletionReply(OpenAIReply):
     """/v1/completions."""
 
+    text_field = b'"text":'
+    text_close = b""
+
     def __init__(self, wire: CompletionRequest):
         super().__init__(wire, "cmpl", "text_completion", "text_completion")
         self.scored = wire.logprobs is not None
-
-    def delta(self, delta: Delta) -> bytes:
-        """A chunk with text."""
-        scores = b"null" if not self.scored else encode(self._logprobs(delta.tokens))
-        text = encode(delta.text)
-        index = b"%d" % delta.index
-        return self.chunk(
-            b'{"index":', index, b',"text":', text, b',"logprobs":', scores, b',"finish_reason":null}'
-        )
 
     def finish(self, end: Finished) -> bytes:
         """The chunk with the reason."""
@@ -145,6 +153,9 @@ class CompletionReply(OpenAIReply):
 class ChatReply(OpenAIReply):
     """/v1/chat/completions."""
 
+    text_field = b'"delta":{"content":'
+    text_close = b"}"
+
     def __init__(self, wire: ChatRequest):
         super().__init__(wire, "chatcmpl", "chat.completion", "chat.completion.chunk")
         self.scored = bool(wire.logprobs)
@@ -154,18 +165,6 @@ class ChatReply(OpenAIReply):
         return self.chunk(
             b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
             % index
-        )
-
-    def delta(self, delta: Delta) -> bytes:
-        """A chunk with text."""
-        scores = b"null" if not self.scored else encode(self._logprobs(delta.tokens))
-        text = encode(delta.text)
-        return self.chunk(
-            b'{"index":%d,"delta":{"content":' % delta.index,
-            text,
-            b'},"logprobs":',
-            scores,
-            b',"finish_reason":null}',
         )
 
     def finish(self, end: Finished) -> bytes:
