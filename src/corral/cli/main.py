@@ -51,6 +51,14 @@ COMMANDS = {
     ),
     "rm": Command("rm", "remove models from the store", ("corral rm smollm2:135m gemma3:270m",)),
     "stop": Command("stop", "unload a model from memory", ("corral stop smollm2:135m",)),
+    "bench": Command(
+        "bench",
+        "measure a server: speed, latency, users, memory",
+        (
+            "corral bench --model smollm2:135m",
+            "corral bench http://127.0.0.1:8080 --users 1,20 --json mine.json --html mine.html",
+        ),
+    ),
     "doctor": Command(
         "doctor", "check this machine, and say how to mend it", ("corral doctor", "corral doctor --verify")
     ),
@@ -103,6 +111,7 @@ def _dispatch(argv: list[str]) -> int:
         epilog="\n  ".join(["examples:", *command.examples]) + f"\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        conflict_handler="resolve",  # bench writes its JSON into a file
     )
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
     module.configure(parser)

@@ -1,0 +1,78 @@
+"""What a result was measured on: this machine in words, and what a process tree takes of it."""
+
+import contextlib
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from corral.pool.machine import usable_cores
+
+PROC = Path("/proc")
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def describe_machine(proc: Path = PROC) -> dict[str, str]:
+    """The machine, as a reader of a result wants to know it."""
+    cpuinfo, meminfo = _read(proc / "cpuinfo"), _read(proc / "meminfo")
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    has = set(flags[1].split() if flags else ())
+    total = re.search(r"^MemTotal:\s*(\d+)", meminfo, re.MULTILINE)
+    return {
+        "processor": name[1] if name else platform.machine(),
+        "cores": str(usable_cores()),
+        "instructions": " ".join(flag for flag in _FLAGS if flag in has) or platform.machine(),
+        "memory": f"{int(total[1]) / 2**20:.0f} GiB" if total else "unknown",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTree:
+    """A process and all that it started."""
+
+    pid: int
+    proc: Path = PROC
+
+    def pids(self) -> list[int]:
+        """Those that are alive; a process that has just ended is left out."""
+        found, open_ = [], [self.pid]
+        while open_:
+            pid = open_.pop()
+            if (self.proc / str(pid)).exists():
+                found.append(pid)
+                for task in _folders(self.proc / str(pid) / "task"):
+                    open_ += [int(child) for child in _read(task / "children").split()]
+        return found
+
+    def memory(self) -> int:
+        """Bytes of memory, what processes share counted once (the proportional set size)."""
+        sizes = (
+            re.search(r"^Pss:\s*(\d+)", _read(self.proc / str(pid) / "smaps_rollup"), re.M)
+            for pid in self.pids()
+        )
+        return sum(int(size[1]) * 1024 for size in sizes if size)
+
+    def cpu(self) -> float:
+        """Seconds of CPU used so far."""
+        ticks = 0
+        for pid in self.pids():
+            fields = _read(self.proc / str(pid) / "stat").rpartition(")")[2].split()
+            ticks += sum(int(field) for field in fields[11:13])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _folders(path: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return list(path.iterdir())
+    return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

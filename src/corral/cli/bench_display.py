@@ -1,0 +1,82 @@
+"""Shows a benchmark: what is being measured, each figure as it comes, and the tables at the end."""
+
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from corral.bench.results import Measurement
+from corral.bench.tables import COLUMNS, Table
+from corral.bench.target import Meter
+
+_WIDTH = 190  # of tables that go into a file
+_HEADLINE = 5  # figures of a measurement that are worth a line while the rest goes on
+
+
+class Display:
+    """Progress on stderr: a line that moves on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+        self._status: Any = None
+        self._what, self._began = "", 0.0
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self._status = self.console.status(
+                "", refresh_per_second=2
+            )  # more would take CPU from the server
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status:
+            self._status.stop()
+
+    def observe(self, what: str, meter: Meter | None) -> None:
+        """Show what is being done, and how far it is."""
+        if what != self._what:
+            self._what, self._began = what, time.monotonic()
+            if not self._status:
+                print(what, file=sys.stderr, flush=True)
+        if self._status:
+            seconds = f"{time.monotonic() - self._began:.0f} s"
+            came = f", {meter.tokens} tokens, {meter.done} done" if meter else ""
+            self._status.update(f"{what}{came}, {seconds}")
+
+    def measured(self, measurement: Measurement) -> None:
+        """Show the main figures of a measurement."""
+        columns = COLUMNS.get(measurement.load, ())
+        shown = [
+            f"{column.title} {column.show(measurement.figures)}{f' {column.unit}' if column.unit else ''}"
+            for column in columns
+            if column.figure in measurement.figures
+        ]
+        where = f"{measurement.model} {measurement.load} {measurement.users} users, {measurement.server}"
+        self.console.print(f"{where}: {', '.join(shown[:_HEADLINE])}", markup=False, soft_wrap=True)
+        for problem in measurement.problems:
+            self.console.print(f"  {problem}", markup=False, soft_wrap=True)
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print the tables on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    for table in tables:
+        shown = RichTable(
+            box=box.SIMPLE, title=table.title, title_justify="left", title_style="bold", pad_edge=False
+        )
+        for place, heading in enumerate(table.headings):
+            first = place == 0
+            shown.add_column(heading, justify="left" if first else "right", no_wrap=first)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown, markup=False)
