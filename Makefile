@@ -1,5 +1,6 @@
 # make run    set up, fetch the default model, serve it on 127.0.0.1:11434
 # make test   set up, run every check and every test that this machine can (about 6 minutes)
+# make test-neon  the kernels for 64-bit ARM, cross-compiled and run under qemu-user
 # make check  format, lint, types, import rules, line budget
 # make bench  throughput, latency, start-up, memory and accuracy against llama-server (docs/benchmarks.md)
 SHELL := /bin/bash
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := CMakeLists.txt $(wildcard native/*)
 
-.PHONY: run setup dev test test-all check format bench native clean
+.PHONY: run setup dev test test-all test-neon check format bench native clean
 
 run: setup
 	@$(BIN)/corral serve --model smollm2:135m
@@ -48,6 +49,9 @@ test: check
 
 test-all: check
 	@$(BIN)/python -m pytest -q -m ""
+
+test-neon: dev
+	@$(BIN)/python -m pytest -v tests/executors/test_native_kernels.py
 
 bench: dev
 	@$(BIN)/python scripts/bench.py

@@ -139,7 +139,7 @@ nb::tuple quantize_row(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig,
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni}) {
+  for (Isa isa : kIsas) {
     if (supported(isa)) names.emplace_back(isa_name(isa));
   }
   return names;

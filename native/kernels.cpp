@@ -9,6 +9,8 @@ Kernels choose_kernels(const std::string& name) {
   if (!isa || !supported(*isa)) throw std::invalid_argument("this processor has no kernels named '" + name + "'");
 #if defined(__x86_64__)
   if (*isa != Isa::Scalar) return {*isa, &kernels(*isa), &kAvx2Pointwise, attend_segment_avx2};
+#elif defined(__aarch64__)
+  if (*isa != Isa::Scalar) return {*isa, &kernels(*isa), &kScalarPointwise, attend_segment_scalar};
 #endif
   return {*isa, &kernels(*isa), &kScalarPointwise, attend_segment_scalar};
 }

@@ -27,6 +27,8 @@ extern const MatmulKernels kScalarMatmul;
 #if defined(__x86_64__)
 extern const MatmulKernels kAvx2Matmul;
 extern const MatmulKernels kAvx512VnniMatmul;
+#elif defined(__aarch64__)
+extern const MatmulKernels kNeonMatmul;
 #endif
 
 // Internal linkage: every instruction set's file must have its own copies.

@@ -13,6 +13,8 @@ void quantize_block(const float* x, ActivationBlock& block);
 void quantize_row_scalar(const float* x, int cols, ActivationBlock* row);
 #if defined(__x86_64__)
 void quantize_row_avx2(const float* x, int cols, ActivationBlock* row);
+#elif defined(__aarch64__)
+void quantize_row_neon(const float* x, int cols, ActivationBlock* row);
 #endif
 
 }  // namespace corral

@@ -11,7 +11,7 @@ from corral.errors import UserError
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 11434
 DEFAULT_MODEL = "smollm2:135m"
 _MAX_DURATION = 60  # characters; a request brings durations too, and searching a long one is slow
-ISAS = ("auto", "scalar", "avx2", "avx512vnni")
+ISAS = ("auto", "scalar", "avx2", "avx512vnni", "neon")
 
 
 @dataclass(frozen=True, slots=True)
