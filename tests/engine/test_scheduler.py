@@ -11,9 +11,9 @@ def make(num_blocks=8, block_size=4, batch_tokens=16, max_sequences=4):
     )
 
 
-def run_step(scheduler, reply=None):
+def run_step(scheduler, reply=None, reading=None):
     """One step in which every sequence that caught up gets its next token."""
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(reading)
     scheduler.advance(plan)
     for sequence in plan.chunks:
         if not sequence.pending:
@@ -27,10 +27,77 @@ def test_decode_comes_first_then_the_running_prompt_then_new_ones():
     s.add(Sequence(1, [1] * 3))
     assert run_step(s) == {1: 3}
     s.add(Sequence(2, [2] * 14))
-    s.add(Sequence(3, [3] * 5))
+    s.add(Sequence(3, [3] * 14))
     assert run_step(s) == {1: 1, 2: 9}
     assert run_step(s) == {1: 1, 2: 5, 3: 4}
+    assert run_step(s) == {1: 1, 2: 1, 3: 8}
+    assert run_step(s) == {1: 1, 2: 1, 3: 2}
     assert run_step(s) == {1: 1, 2: 1, 3: 1}
+
+
+def test_prompts_read_at_most_their_allowance_beside_decoding_and_all_of_it_without():
+    s = make(num_blocks=32, batch_tokens=10)
+    s.add(Sequence(1, [1] * 12))
+    assert run_step(s, reading=3) == {1: 10}
+    assert run_step(s, reading=3) == {1: 2}
+    s.add(Sequence(2, [2] * 5))
+    s.add(Sequence(3, [3] * 5))
+    assert run_step(s, reading=3) == {1: 1, 2: 3}
+    assert run_step(s, reading=3) == {1: 1, 2: 2, 3: 1}
+    assert run_step(s, reading=0) == {1: 1, 2: 1, 3: 1}  # one token at least, or it would starve
+
+
+def test_crowd_counts_those_that_decode_and_those_that_read_or_could():
+    s = make(batch_tokens=10, max_sequences=3)
+    assert s.crowd() == (0, 0)
+    for id in range(6):
+        s.add(Sequence(id, [id] * 8))
+    assert s.crowd() == (0, 3)
+    run_step(s)
+    assert s.crowd() == (1, 2)
+
+
+def test_a_short_prompt_overtakes_a_long_one_that_is_being_read():
+    s = make(num_blocks=32, batch_tokens=10)
+    s.add(Sequence(1, [1] * 40))
+    assert run_step(s) == {1: 10}
+    s.add(Sequence(2, [2] * 8))
+    assert run_step(s) == {2: 8, 1: 2}
+
+
+def test_equal_prompts_are_read_in_order_of_arrival():
+    s = make(num_blocks=32, batch_tokens=10)
+    for id in range(4):
+        s.add(Sequence(id, [id] * 10))
+        assert list(run_step(s))[-1] == id
+
+
+def test_a_prompt_is_as_long_as_what_the_cache_does_not_hold():
+    s = make(num_blocks=32, batch_tokens=12)
+    s.add(Sequence(1, [1] * 12))
+    run_step(s)
+    s.add(Sequence(2, [2] * 9))
+    s.add(Sequence(3, [1] * 12 + [3] * 2))
+    assert run_step(s) == {1: 1, 3: 2, 2: 9}
+
+
+def test_a_long_prompt_waits_for_no_more_newcomers_tokens_than_it_has_itself():
+    """Short ones come faster than they can be read; still the long one is read."""
+    s = make(num_blocks=400, batch_tokens=8, max_sequences=100)
+    long = Sequence(0, [0] * 60)
+    s.add(long)
+    before = read = 0
+    for id in range(1, 90):
+        s.add(Sequence(id, [id] * 10))
+        plan = s.schedule(reading=8)
+        s.advance(plan)
+        before += sum(plan.chunks.values()) * (read < 60)
+        read += plan.chunks.get(long, 0)
+        for sequence in tuple(plan.chunks):
+            if not sequence.pending:
+                s.remove(sequence)
+        s.check()
+    assert read == 60 and 60 + 30 <= before <= 60 + 60 + 10 + 8
 
 
 def test_no_more_run_than_max_sequences():
@@ -125,8 +192,8 @@ arrivals = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(arrivals, st.integers(5, 12), st.integers(1, 9), st.integers(1, 5))
-def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, batch_tokens, max_sequences):
+@given(arrivals, st.integers(5, 12), st.integers(1, 9), st.integers(1, 5), st.none() | st.integers(0, 9))
+def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, batch_tokens, max_sequences, reading):
     """Arrivals: step of arrival, prompt, reply length, step of cancellation."""
     s = make(num_blocks, 4, batch_tokens, max_sequences)
     limits, live, ended = {}, {}, set()
@@ -142,13 +209,18 @@ def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, batch_tokens, m
             if cancelled is not None and when + cancelled == step and id in live:
                 s.remove(live.pop(id))
                 s.check()
-        earliest = min(live, key=lambda id: (arrivals[id][0], id), default=None)
-        before = live[earliest].computed if live else 0
-        plan = s.schedule()
+        first = s.running[0] if s.running else None
+        decoding = {sequence for sequence in s.running if sequence.pending == 1}
+        preemptions = s.preemptions
+        plan = s.schedule(reading)
         assert bool(plan.chunks) == bool(live)
         assert sum(plan.chunks.values()) + plan.budget == batch_tokens
-        if live:
-            assert live[earliest] in plan.chunks or before == 0, "the earliest always gets on"
+        assert decoding <= plan.chunks.keys() | set(plan.preempted)
+        assert first not in plan.preempted, "the first always gets on"
+        assert preemptions + len(plan.preempted) == s.preemptions
+        if decoding and reading is not None:
+            read = sum(count for sequence, count in plan.chunks.items() if sequence not in decoding)
+            assert read <= max(1, reading)
         s.advance(plan)
         for sequence in plan.chunks:
             if sequence.pending == 0:

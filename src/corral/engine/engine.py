@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from corral.engine.admission import Limits, check_request
 from corral.engine.arrays import BatchArrays, Rows, Scored
+from corral.engine.pace import StepCost
 from corral.engine.protocol import Load, Output
 from corral.engine.request import Request
 from corral.engine.scheduler import Plan, Scheduler
@@ -44,7 +45,10 @@ class Engine:
         self._arrays = BatchArrays(self.scheduler.max_sequences, -(-longest // BLOCK_SIZE))
         self._requests: dict[int, Request] = {}
         self._done: list[Output] = []  # ended without a step
+        self._cost = StepCost()
         self._steps = 0
+        # Seconds spent in each part of all steps so far; the worker adds its own part, "send".
+        self.phases = dict.fromkeys(("schedule", "pack", "executor", "finish", "send"), 0.0)
 
     def add(self, id: int, prompt: list[int], params: SamplingParams) -> None:
         """Queue a request; raises Overloaded, or what `check_request` raises."""
@@ -94,19 +98,31 @@ class Engine:
     def step(self) -> list[Output]:
         """Compute one step and give its outputs. An executor's ValueError fails this step's requests only."""
         outputs, self._done = self._done, []
-        plan = self.scheduler.schedule()
+        begun = time.perf_counter()
+        plan = self.scheduler.schedule(self._cost.reading(*self.scheduler.crowd()))
         for sequence in plan.preempted:
             self._arrays.leave(self._requests[sequence.id])
         if not plan.chunks:
             return outputs
         chunks = [(self._start(sequence.id), count) for sequence, count in plan.chunks.items()]
+        begun = self._spend("schedule", begun)
         batch, rows = self._arrays.batch(chunks)
         self._steps += 1
+        begun = self._spend("pack", begun)
         try:
             result = self.executor.step(batch)
         except ValueError as error:
             return outputs + [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
-        return outputs + self._finish_step(plan, rows, result)
+        computed = self._spend("executor", begun)
+        self._cost.learn(len(batch.tokens), len(batch.rows), computed - begun)
+        outputs += self._finish_step(plan, rows, result)
+        self._spend("finish", computed)
+        return outputs
+
+    def _spend(self, phase: str, begun: float) -> float:
+        now = time.perf_counter()
+        self.phases[phase] += now - begun
+        return now
 
     def _start(self, id: int) -> Request:
         request = self._requests[id]

@@ -1,17 +1,22 @@
 """Who computes what in the next step, in integers only.
 
 Every sequence has tokens known and tokens computed; a step hands out one budget of tokens until the second
-catches the first. Running sequences come first, those that decode before those still reading their prompt;
-then new ones are admitted in order of arrival. When blocks run out the latest arrival gives its own back and
-is computed again later: the earliest always gets on, so everything ends.
+catches the first. Those that decode come first, then those that read their prompt, each in its turn: a
+prompt's turn comes when as many tokens of other prompts were read since it arrived as it has itself. So
+equal prompts are read in order of arrival, a short one overtakes a long one, and a long one waits for no more
+newcomers' tokens than its own number. When blocks run out the last to be admitted gives its own back and is
+computed again later: the first always gets on, so everything ends.
 """
 
-from collections import deque
+from bisect import insort_left, insort_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from corral.engine.blocks import BlockPool, extend_digests
 from corral.engine.sequence import Sequence
+
+_turn = attrgetter("turn")
 
 
 @dataclass(slots=True)
@@ -24,7 +29,7 @@ class Plan:
 
 
 class Scheduler:
-    """Holds every unfinished sequence: `running` and `waiting` ones, both in order of arrival."""
+    """Holds every unfinished sequence: `running` ones in order of admission, `waiting` ones by turn."""
 
     def __init__(self, *, num_blocks: int, block_size: int, batch_tokens: int, max_sequences: int):
         self.pool = BlockPool(num_blocks)
@@ -33,8 +38,9 @@ class Scheduler:
         # With more running than budget the last ones would get no token at all.
         self.max_sequences = min(max_sequences, batch_tokens)
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.preemptions = 0
+        self._read = 0  # tokens of prompts read so far: the clock that turns are told by
 
     @property
     def capacity(self) -> int:
@@ -44,7 +50,9 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. The caller keeps its computed tokens within `capacity`, or it could never end."""
         assert sequence.tokens and len(sequence.tokens) <= self.capacity, "does not fit"
-        self.waiting.append(sequence)
+        cached = len(self._find_prefix(sequence)) * self.block_size
+        sequence.turn = self._read + len(sequence.tokens) - cached
+        insort_right(self.waiting, sequence, key=_turn)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was cancelled; its blocks are free at once."""
@@ -54,19 +62,30 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def schedule(self) -> Plan:
-        """Plan one step; empty only when nothing is left to do."""
+    def crowd(self) -> tuple[int, int]:
+        """How many decode, and how many read their prompt or could begin to."""
+        decoding = sum(1 for sequence in self.running if sequence.pending == 1)
+        places = self.max_sequences - len(self.running)
+        return decoding, len(self.running) - decoding + min(places, len(self.waiting))
+
+    def schedule(self, reading: int | None = None) -> Plan:
+        """Plan one step; empty only when nothing is left to do.
+
+        Where some decode, those that read get at most `reading` tokens together (at least one).
+        """
         plan = Plan(budget=self.batch_tokens)
-        reading = []
+        readers = []
         for sequence in tuple(self.running):
             if sequence.pending == 1:
                 self._grant(sequence, plan)
             else:
-                reading.append(sequence)
-        for sequence in reading:
-            self._grant(sequence, plan)
-        if not plan.preempted:
-            self._admit(plan)
+                readers.append(sequence)
+        kept = 0
+        if plan.chunks and reading is not None:
+            kept = max(0, plan.budget - max(1, reading))
+        plan.budget -= kept
+        self._read_prompts(readers, plan)
+        plan.budget += kept
         return plan
 
     def advance(self, plan: Plan) -> None:
@@ -119,7 +138,7 @@ class Scheduler:
         assert len(self.running) > 1, "a sequence alone has every block"
         self.running.pop()
         self._drop_blocks(sequence)
-        self.waiting.appendleft(sequence)
+        insort_left(self.waiting, sequence, key=_turn)
         plan.budget += plan.chunks.pop(sequence, 0)
         plan.preempted.append(sequence)
         self.preemptions += 1
@@ -129,19 +148,32 @@ class Scheduler:
         sequence.blocks = []
         sequence.computed = sequence.published = 0
 
-    def _admit(self, plan: Plan) -> None:
-        promised = -1  # counted when somebody waits
-        while self.waiting and plan.budget > 0 and len(self.running) < self.max_sequences:
-            sequence = self.waiting[0]
-            if promised < 0:
-                promised = sum(self._still_needs(other) for other in self.running)
-            hits = self._find_prefix(sequence)
-            needed = self._blocks_for(len(sequence.tokens)) - len(hits)
-            if needed + self.pool.idle(hits) + promised > self.pool.free:
-                return
-            self.waiting.popleft()
-            self._start(sequence, hits, plan)
-            promised += self._still_needs(sequence)
+    def _read_prompts(self, readers: list[Sequence], plan: Plan) -> None:
+        """Hand what is left of the budget to those that read and those that can be admitted, in turn."""
+        readers.sort(key=_turn, reverse=True)
+        admits = not plan.preempted
+        while plan.budget > 0 and (readers or (admits and self.waiting)):
+            left = plan.budget
+            if admits and self.waiting and not (readers and readers[-1].turn <= self.waiting[0].turn):
+                admits = self._admit(plan)
+            else:
+                self._grant(readers.pop(), plan)
+                admits = admits and not plan.preempted
+            self._read += max(0, left - plan.budget)
+
+    def _admit(self, plan: Plan) -> bool:
+        """Start the sequence whose turn it is, if there is a place and memory for it."""
+        if len(self.running) >= self.max_sequences:
+            return False
+        sequence = self.waiting[0]
+        promised = sum(self._still_needs(other) for other in self.running)
+        hits = self._find_prefix(sequence)
+        needed = self._blocks_for(len(sequence.tokens)) - len(hits)
+        if needed + self.pool.idle(hits) + promised > self.pool.free:
+            return False
+        del self.waiting[0]
+        self._start(sequence, hits, plan)
+        return True
 
     def _still_needs(self, sequence: Sequence) -> int:
         """Blocks kept back for a running sequence: the rest of its known tokens, and one to grow into."""

@@ -4,7 +4,7 @@
 class Sequence:
     """A prompt and its reply so far. `tokens` only grows; `computed` of them have their K and V stored."""
 
-    __slots__ = ("blocks", "cached", "computed", "digests", "id", "published", "sharing", "tokens")
+    __slots__ = ("blocks", "cached", "computed", "digests", "id", "published", "sharing", "tokens", "turn")
 
     def __init__(self, id: int, tokens: list[int], *, sharing: bool = True):
         self.id = id
@@ -15,6 +15,8 @@ class Sequence:
         self.sharing = sharing  # may start from the prefix cache
         self.cached: int | None = None  # tokens taken from the prefix cache at the first admission
         self.published = 0  # leading blocks that others may find, or that came from the cache
+
+        self.turn = 0  # the scheduler's order among those that read
 
     @property
     def pending(self) -> int:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from array import array
 from typing import NoReturn
@@ -86,7 +87,9 @@ def serve(engine: Engine, connection: socket.socket) -> int:
         while not inbox.empty() or arrivals.poll(0):
             outputs += _take(engine, inbox.get())
         outputs += engine.step()
+        begun = time.perf_counter()
         _send_step(connection, Step(outputs, engine.load))
+        engine.phases["send"] += time.perf_counter() - begun
 
 
 def _sleep(engine: Engine, inbox: queue.SimpleQueue[Add | Cancel]) -> Add | Cancel:
