@@ -21,10 +21,10 @@ FloatArray allocate_floats(size_t count) {
 }
 
 Program::Program(const Limits& limits, int threads, const std::string& isa)
-    : kernels_(choose_kernels(isa)), team_(threads), profile_(team_), attention_(team_, kernels_.attend) {
+    : kernels_(choose_kernels(isa)), team_(threads), profile_(team_), attention_(team_, kernels_.attend),
+      sampler_(*kernels_.pointwise, limits.vocab, team_.size()), strips_(static_cast<size_t>(team_.size())) {
   model.limits = limits;
   block_of_.resize(static_cast<size_t>(limits.max_tokens));
-  for (int thread = 0; thread < team_.size(); ++thread) samplers_.emplace_back(*kernels_.pointwise, limits.vocab);
 }
 
 void Program::finish() {

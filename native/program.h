@@ -76,11 +76,13 @@ class Program {
   // Which block each row's keys and values go to.
   void find_blocks();
   ActivationRows activations(int x) const;
-  // out[row - rows.begin] = x[row] times the panels' rows.
-  void multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out) const;
+  // out[(row - rows.begin) * ld + m] = x[row] times row m of the matrix, for the rows of these panels.
+  void multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out, size_t ld) const;
   int panels_of_a_chunk(const Matrix& matrix, int rows, int panels) const;
   void add_bias(int bias, int out, RowRange rows, PanelRange panels);
-  void run_logits(const Head& op, RowRange rows);
+  void sample(const Head& op, RowRange rows);
+  // Logits [begin, end) of these rows, in the thread's strip.
+  float* strip_of_logits(const Head& op, RowRange rows, int begin, int end, int thread);
 
   const Kernels kernels_;
   Team team_;
@@ -91,9 +93,8 @@ class Program {
   std::vector<FloatArray> buffers_;
   std::vector<FloatArray> angles_;  // of each rope table: [N][cosines, sines]
   FloatArray activations_;          // quantised rows for the next matmul
-  FloatArray logits_;               // [logits_held_, vocab]
-  size_t logits_held_ = 0;
-  std::vector<Sampler> samplers_;  // one a thread
+  Sampler sampler_;
+  std::vector<FloatArray> strips_;  // logits of a stretch, one a thread
 
   // The step that is running, or the last one.
   const Batch* batch_ = nullptr;

@@ -1,15 +1,13 @@
-// The matmuls of a Program: panels of all the matrices of an op in one region, and the logits.
+// The matmuls of a Program: panels of all the matrices of an op in one region.
 #include <algorithm>
-#include <numeric>
 
 #include "program.h"
 
 namespace corral {
 namespace {
 
-constexpr int kLogitRows = 32;            // rows of a tile of logits: bounds its memory
-constexpr int64_t kChunkWork = 1 << 17;   // multiplications that make a chunk worth its hand-over: 2 us or so
-constexpr int kActivationRows = 64;       // rows whose activations stay in a core's cache while panels pass
+constexpr int64_t kChunkWork = 1 << 17;  // multiplications that make a chunk worth its hand-over: 2 us or so
+constexpr int kActivationRows = 64;      // rows whose activations stay in a core's cache while panels pass
 
 }  // namespace
 
@@ -27,8 +25,8 @@ ActivationRows Program::activations(int x) const {
   return {reinterpret_cast<std::byte*>(activations_.get()), model.buffers[x].width};
 }
 
-void Program::multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out) const {
-  const auto ld = static_cast<size_t>(matrix.rows());
+void Program::multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out,
+                       size_t ld) const {
   for (int row = rows.begin; row < rows.end; row += kActivationRows) {
     const int n = std::min(kActivationRows, rows.end - row);
     float* to = out + (row - rows.begin) * static_cast<int64_t>(ld);
@@ -64,7 +62,7 @@ void Program::run(const Linear& op) {
       const Matrix& matrix = matrix_of(op.weights[i]);
       const PanelRange range{std::max(first, 0), std::min(end, matrix.panels())};
       if (range.begin < range.end) {
-        multiply(matrix, op.x, rows, range, row_of(op.outs[i], 0));
+        multiply(matrix, op.x, rows, range, row_of(op.outs[i], 0), static_cast<size_t>(matrix.rows()));
         if (op.biases[i] != kNone) add_bias(op.biases[i], op.outs[i], rows, range);
       }
       first -= matrix.panels();
@@ -80,41 +78,6 @@ void Program::add_bias(int bias, int out, RowRange rows, PanelRange panels) {
     float* to = row_of(out, row) + begin;
     kernels_.pointwise->add(to, vector_of(bias) + begin, to, end - begin);
   }
-}
-
-void Program::run(const Head& op) {
-  for (int begin = 0; begin < logit_rows_; begin += kLogitRows) {
-    run_logits(op, {begin, std::min(begin + kLogitRows, logit_rows_)});
-  }
-}
-
-void Program::run_logits(const Head& op, RowRange rows) {
-  const Matrix& matrix = matrix_of(op.weight);
-  const auto vocab = static_cast<size_t>(matrix.rows());
-  const size_t count = static_cast<size_t>(rows.end - rows.begin);
-  if (logits_held_ < count) {
-    logits_.reset();
-    logits_ = allocate_floats(count * vocab);
-    logits_held_ = count;
-  }
-  const int panels = matrix.panels(), chunk = panels_of_a_chunk(matrix, rows.end - rows.begin, panels);
-  team_.run((panels + chunk - 1) / chunk, [&](int number, int) {
-    const int first = number * chunk;
-    multiply(matrix, op.x, rows, {first, std::min(first + chunk, panels)}, logits_.get());
-  });
-  team_.run(static_cast<int>(count), [&](int number, int thread) {
-    const size_t row = static_cast<size_t>(rows.begin + number);
-    SampledRow sampled{
-        .token = kFailed,
-        .logprob = 0,
-        .top_tokens = result_->top_tokens.data() + row * kTopTokens,
-        .top_logprobs = result_->top_logprobs.data() + row * kTopTokens,
-    };
-    samplers_[static_cast<size_t>(thread)].sample(logits_.get() + static_cast<size_t>(number) * vocab,
-                                                  batch_->sampling.row(row), sampled);
-    result_->tokens[row] = sampled.token;
-    result_->logprobs[row] = sampled.logprob;
-  });
 }
 
 }  // namespace corral

@@ -27,7 +27,11 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 def sample(
-    logits: np.ndarray, rows: SamplingRows, isa: str = "auto", scale: np.ndarray | None = None
+    logits: np.ndarray,
+    rows: SamplingRows,
+    isa: str = "auto",
+    scale: np.ndarray | None = None,
+    threads: int = 2,
 ) -> StepResult:
     """Sample these finite logits [R, V] natively; or scale [R] times one row, finite or not."""
     vocab = logits.shape[1]
@@ -40,7 +44,12 @@ def sample(
     builder.add(Head(chosen, builder.weight(logits.T)))
     count = len(table)
     native = NativeExecutor(
-        builder.build(), num_blocks=1 + count // 16, max_tokens=count, max_sequences=1, threads=2, isa=isa
+        builder.build(),
+        num_blocks=1 + count // 16,
+        max_tokens=count,
+        max_sequences=1,
+        threads=threads,
+        isa=isa,
     )
     result = native.step(make_batch([Part(range(count), blocks_for(count))], rows))
     native.close()
@@ -172,6 +181,46 @@ def test_random_rows_choose_as_the_reference_does(vocab: int, spread: float, isa
     np.testing.assert_array_equal(found.top_tokens, wanted.top_tokens)
     np.testing.assert_allclose(found.logprobs, wanted.logprobs, rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(found.top_logprobs, wanted.top_logprobs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("filters", [{}, *FILTERS], ids=str)
+def test_threads_and_company_do_not_change_a_bit(filters: dict[str, Any], isa: str) -> None:
+    logits = np.random.default_rng(5).standard_normal((70, 3001)).astype(np.float32) * 2
+
+    def found(count: int, threads: int) -> StepResult:
+        rows = rows_like(count, seeds=np.arange(count), logprobs=7, repetition=1.2, presence=0.3, **filters)
+        rows = with_bias(rows, {token: 3.0 for token in range(490, 530)})
+        rows = with_penalties(rows, [(2999, 1, 1), (500, 2, 1), (3, 0, 1)])
+        return sample(logits[:count], rows, isa, threads=threads)
+
+    wanted = found(1, 1), found(70, 1)
+    for threads in (2, 4):
+        together = found(70, threads)
+        for name in StepResult.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(together, name), getattr(wanted[1], name))
+            np.testing.assert_array_equal(getattr(together, name)[:1], getattr(wanted[0], name))
+
+
+@pytest.mark.parametrize("filters", [{}, {"temperature": 1.0, "top_k": 1}, {"temperature": 1e-6, "top_k": 2}])
+def test_the_lowest_of_equal_tokens_wins_across_the_vocabulary(filters: dict[str, Any], isa: str) -> None:
+    logits = np.full((3, 4000), -9, np.float32)
+    logits[0, [700, 1900, 3999]] = 1
+    logits[1, [3998, 3999]] = 1
+    logits[2, [0, 3999]] = 1
+    seeds = [1, 2, 1]
+    chosen = sample(logits, rows_like(3, seeds=seeds, **filters), isa, threads=3).tokens
+    assert chosen.tolist() == sample_reference(logits, rows_like(3, seeds=seeds, **filters)).tokens.tolist()
+
+
+@pytest.mark.parametrize("filters", [{}, *FILTERS], ids=str)
+def test_a_long_run_of_banned_tokens_never_comes(filters: dict[str, Any], isa: str) -> None:
+    logits = np.zeros((40, 2600), np.float32)
+    banned = set(range(1100)) | set(range(1500, 2600))
+    rows = with_bias(rows_like(40, seeds=np.arange(40), **filters), dict.fromkeys(banned, -math.inf))
+    tokens = sample(logits, rows, isa).tokens
+    assert banned.isdisjoint(tokens.tolist())
+    assert tokens.min() >= 0
+    np.testing.assert_array_equal(tokens, sample_reference(logits, rows).tokens)
 
 
 def test_greedy_takes_the_lowest_of_equal_tokens(isa: str) -> None:
