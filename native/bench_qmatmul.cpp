@@ -69,7 +69,7 @@ Input random_input(const MatmulKernels& kernels, int rows, int cols, std::mt1993
   if (cols % kBlock) return input;
   input.memory = static_cast<std::byte*>(std::aligned_alloc(64, activations_bytes(cols) * static_cast<size_t>(rows)));
   const ActivationRows to{input.memory, cols};
-  for (int n = 0; n < rows; ++n) kernels.quantize_row(&input.x[static_cast<size_t>(n) * static_cast<size_t>(cols)], cols, to.row(n));
+  for (int n = 0; n < rows; ++n) kernels.quantize(&input.x[static_cast<size_t>(n) * static_cast<size_t>(cols)], cols / kBlock, to, n, 0);
   return input;
 }
 

@@ -93,7 +93,7 @@ Memory quantize_rows(const MatmulKernels& kernels, const float* x, int rows, int
   const size_t size = activations_bytes(cols);
   Memory memory(new (std::align_val_t{64}) std::byte[size * static_cast<size_t>(rows)]);
   const ActivationRows to{memory.get(), cols};
-  for (int n = 0; n < rows; ++n) kernels.quantize_row(x + static_cast<size_t>(n) * static_cast<size_t>(cols), cols, to.row(n));
+  for (int n = 0; n < rows; ++n) kernels.quantize(x + static_cast<size_t>(n) * static_cast<size_t>(cols), cols / kBlock, to, n, 0);
   return memory;
 }
 

@@ -18,7 +18,7 @@ void Program::run_row(const Embed& op, int row) {
 }
 
 void Program::run_row(const Quantize& op, int row) {
-  kernels_.matmul->quantize_row(row_of(op.x, row), model.buffers[op.x].width, activations(op.x).row(row));
+  kernels_.matmul->quantize(row_of(op.x, row), model.buffers[op.x].width / kBlock, activations(op.x), row, 0);
 }
 
 ActivationRows Program::activations(int x) const {

@@ -49,8 +49,9 @@ struct ActivationRows {
 // One table an instruction set. Panels [panel_begin, panel_end) of the matrix go to
 // out[n * ld_out + m] for their rows m < matrix.rows() and n < n_rows; nothing else is written.
 struct MatmulKernels {
-  // x [cols] -> row; cols a multiple of 32. A NaN or an infinity makes this row's results NaN or infinite.
-  void (*quantize_row)(const float* x, int cols, ActivationBlock* row);
+  // x [32 * blocks] -> blocks [first, first + blocks) of row n, whatever this instruction set's matmul reads of them. A
+  // NaN or an infinity makes this row's results NaN or infinite.
+  void (*quantize)(const float* x, int blocks, const ActivationRows& to, int n, int first);
   // For quantised matrices.
   void (*matmul_panels)(const Matrix& matrix, const ActivationRows& x, int n_rows, int panel_begin, int panel_end,
                         float* out, size_t ld_out);

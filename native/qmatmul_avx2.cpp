@@ -229,6 +229,6 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
 
 }  // namespace
 
-const MatmulKernels kAvx2Matmul = {quantize_row_avx2, matmul_panels, matmul_panels_float_avx2};
+const MatmulKernels kAvx2Matmul = {quantize_avx2, matmul_panels, matmul_panels_float_avx2};
 
 }  // namespace corral

@@ -190,6 +190,6 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
 
 }  // namespace
 
-const MatmulKernels kNeonMatmul = {quantize_row_neon, matmul_panels, matmul_panels_float_neon};
+const MatmulKernels kNeonMatmul = {quantize_neon, matmul_panels, matmul_panels_float_neon};
 
 }  // namespace corral

@@ -169,6 +169,6 @@ void matmul_panels_float(const Matrix& matrix, const float* x, size_t ld_x, int 
 
 }  // namespace
 
-const MatmulKernels kScalarMatmul = {quantize_row_scalar, matmul_panels, matmul_panels_float};
+const MatmulKernels kScalarMatmul = {quantize_scalar, matmul_panels, matmul_panels_float};
 
 }  // namespace corral

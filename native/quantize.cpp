@@ -42,8 +42,8 @@ void quantize_block(const float* x, ActivationBlock& block) {
   block.moved = -128.0f * static_cast<float>(sums[0] + sums[1]);
 }
 
-void quantize_row_scalar(const float* x, int cols, ActivationBlock* row) {
-  for (int block = 0; block < cols / kBlock; ++block) quantize_block(x + block * kBlock, row[block]);
+void quantize_scalar(const float* x, int blocks, const ActivationRows& to, int n, int first) {
+  for (int block = 0; block < blocks; ++block) quantize_block(x + block * kBlock, to.row(n)[first + block]);
 }
 
 }  // namespace corral

@@ -10,11 +10,11 @@ constexpr float kLeastMaximum = 1e-30f;
 constexpr float kSteps = 127.0f * kMostFactor;  // of the scale in the largest value
 
 void quantize_block(const float* x, ActivationBlock& block);
-void quantize_row_scalar(const float* x, int cols, ActivationBlock* row);
+void quantize_scalar(const float* x, int blocks, const ActivationRows& to, int n, int first);
 #if defined(__x86_64__)
-void quantize_row_avx2(const float* x, int cols, ActivationBlock* row);
+void quantize_avx2(const float* x, int blocks, const ActivationRows& to, int n, int first);
 #elif defined(__aarch64__)
-void quantize_row_neon(const float* x, int cols, ActivationBlock* row);
+void quantize_neon(const float* x, int blocks, const ActivationRows& to, int n, int first);
 #endif
 
 }  // namespace corral

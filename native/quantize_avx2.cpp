@@ -71,8 +71,9 @@ void quantize_usable_block(const float* x, __m128 groups, float top, ActivationB
 
 }  // namespace
 
-void quantize_row_avx2(const float* x, int cols, ActivationBlock* row) {
-  for (int block = 0; block < cols / kBlock; ++block, ++row, x += kBlock) {
+void quantize_avx2(const float* x, int blocks, const ActivationRows& to, int n, int first) {
+  ActivationBlock* row = to.row(n) + first;
+  for (int block = 0; block < blocks; ++block, ++row, x += kBlock) {
     const __m128 groups = largest_of_groups(x);
     const float top = largest(groups);
     if (top >= kLeastMaximum && top <= std::numeric_limits<float>::max()) {

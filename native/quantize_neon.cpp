@@ -53,8 +53,9 @@ void quantize_usable_block(const float* x, float32x4_t groups, float top, Activa
 
 }  // namespace
 
-void quantize_row_neon(const float* x, int cols, ActivationBlock* row) {
-  for (int block = 0; block < cols / kBlock; ++block, ++row, x += kBlock) {
+void quantize_neon(const float* x, int blocks, const ActivationRows& to, int n, int first) {
+  ActivationBlock* row = to.row(n) + first;
+  for (int block = 0; block < blocks; ++block, ++row, x += kBlock) {
     const uint32x4_t groups = largest_of_groups(x);
     const float top = vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(groups))), 0);
     if (top >= kLeastMaximum && top <= std::numeric_limits<float>::max()) {

@@ -69,7 +69,7 @@ class Activations {
       : count_(static_cast<int>(x.size()) / cols), cols_(cols), size_(activations_bytes(cols) * x.size() / cols),
         memory_(static_cast<std::byte*>(std::aligned_alloc(64, size_))) {
     std::memset(memory_.get(), 0, size_);
-    for (int n = 0; n < count_; ++n) kernels.quantize_row(x.data() + n * cols, cols, rows().row(n));
+    for (int n = 0; n < count_; ++n) kernels.quantize(x.data() + n * cols, cols / kBlock, rows(), n, 0);
   }
 
   ActivationRows rows() const { return {memory_.get(), cols_}; }
