@@ -1,4 +1,4 @@
-// Attention of a few queries that share a kv head, over the blocks of one sequence.
+// Attention of queries that share a kv head, over the blocks of one sequence.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@
 
 namespace corral {
 
-constexpr int kMaxQueries = 6;  // as many as keep their sums in registers
-constexpr int kTile = 64;       // positions of one softmax step
-constexpr int kSegment = 256;   // positions of one partial result
+constexpr int kMaxQueries = 24;  // of a task; a kernel takes as many at a time as keep their sums in registers
+constexpr int kTile = 64;        // positions of one softmax step
+constexpr int kSegment = 256;    // positions of one partial result
 
 // Queries that see positions of the same sequence through the same kv head: heads of a group, and rows of a prompt.
 struct AttentionTask {
@@ -38,7 +38,8 @@ using AttendSegment = void (*)(const AttentionTask& task, int begin, AttentionSt
 
 void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState& state);
 #if defined(__x86_64__)
-void attend_segment_avx2(const AttentionTask& task, int begin, AttentionState& state);  // head_dim % 8 == 0
+void attend_segment_avx2(const AttentionTask& task, int begin, AttentionState& state);
+void attend_segment_avx512(const AttentionTask& task, int begin, AttentionState& state);
 #endif
 
 // Adds one query's segment to its running total, both [D] values with their maximum and sum. Segments come in

@@ -121,8 +121,7 @@ void BatchAttention::run_split(const Attention& op, KVCache& cache, const float*
 
 void BatchAttention::attend(const AttentionTask& task, int segment, Partial& partial) const {
   AttentionState state{.maximum = {}, .sum = {}, .values = partial.values.data()};
-  const AttendSegment kernel = task.head_dim % 8 == 0 ? fast_ : attend_segment_scalar;
-  kernel(task, segment * kSegment, state);
+  kernel_(task, segment * kSegment, state);
   std::copy_n(state.maximum, task.queries, partial.maximum);
   std::copy_n(state.sum, task.queries, partial.sum);
 }

@@ -12,7 +12,7 @@ namespace corral {
 
 class BatchAttention {
  public:
-  BatchAttention(Team& team, AttendSegment fast) : team_(team), fast_(fast), scratch_(team.size()) {}
+  BatchAttention(Team& team, AttendSegment kernel) : team_(team), kernel_(kernel), scratch_(team.size()) {}
 
   // A new step: the batch must outlive its runs.
   void start(const Batch& batch);
@@ -49,7 +49,7 @@ class BatchAttention {
   void write(const AttentionTask& task, const Attention& op, const Unit& unit, Partial& total, float* out) const;
 
   Team& team_;
-  AttendSegment fast_;
+  AttendSegment kernel_;
   const Batch* batch_ = nullptr;
   int tile_rows_ = 0;
   std::vector<Tile> tiles_;

@@ -13,7 +13,7 @@ struct Kernels {
   Isa isa;
   const MatmulKernels* matmul;
   const PointwiseKernels* pointwise;
-  AttendSegment attend;  // where the head size is a multiple of 8
+  AttendSegment attend;
 };
 
 // "auto" is the best that this processor can run; std::invalid_argument for a name that is unknown or cannot run.

@@ -5,26 +5,30 @@
 #include <new>
 
 namespace corral {
+namespace {
 
-KVCache::KVCache(int num_blocks, int heads, int dim, int last)
-    : kv_heads(heads), head_dim(dim), window(last) {
-  values_offset_ = num_blocks * block_stride();
-  bytes_ = static_cast<size_t>(2 * values_offset_) * sizeof(uint16_t);
-  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+constexpr size_t kHugePage = size_t{2} << 20;
+
+}  // namespace
+
+KVMemory::KVMemory(int num_blocks, std::span<KVCache> layers) {
+  int64_t stride = 0;
+  for (const KVCache& layer : layers) stride += layer.kv_heads * 2 * layer.half();
+  // Room to begin at a huge page's boundary.
+  const size_t bytes = static_cast<size_t>(num_blocks * stride) * sizeof(uint16_t) + kHugePage;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  // Huge pages would make whole megabytes resident for one block.
-  madvise(memory, bytes_, MADV_NOHUGEPAGE);
-  keys_ = static_cast<uint16_t*>(memory);
+  memory_ = {memory, Unmap{bytes}};
+  // Blocks of a sequence lie far apart: with small pages every one of them misses the TLB.
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  auto* place = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) & ~(kHugePage - 1));
+  for (KVCache& layer : layers) {
+    layer.memory_ = place;
+    layer.block_stride_ = stride;
+    place += layer.kv_heads * 2 * layer.half();
+  }
 }
 
-KVCache::KVCache(KVCache&& other) noexcept
-    : kv_heads(other.kv_heads), head_dim(other.head_dim), window(other.window), bytes_(other.bytes_),
-      values_offset_(other.values_offset_), keys_(other.keys_) {
-  other.keys_ = nullptr;
-}
-
-KVCache::~KVCache() {
-  if (keys_ != nullptr) munmap(keys_, bytes_);
-}
+void KVMemory::Unmap::operator()(void* memory) const { munmap(memory, bytes); }
 
 }  // namespace corral

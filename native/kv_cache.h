@@ -1,37 +1,51 @@
-// One layer's keys and values in blocks of 16 positions, half precision.
+// Keys and values of all layers in blocks of 16 positions, half precision.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 
 namespace corral {
 
 constexpr int kKvBlock = 16;  // positions of a block
 
-// Keys lie [block][kv head][D][16]: sixteen scores come from broadcasts of a query, with no sums across lanes.
-// Values lie [block][kv head][16][D]. Memory becomes resident as blocks are first written; what a block holds
-// beyond the positions written is never read as a live value.
+// One layer's part of every block: for each kv head keys [D][16], then values [16][D]. Sixteen scores come from
+// broadcasts of a query, with no sums across lanes, and what one head of a block holds lies together.
 class KVCache {
  public:
-  KVCache(int num_blocks, int kv_heads, int head_dim, int window);
-  ~KVCache();
-  KVCache(KVCache&& other) noexcept;
-  KVCache(const KVCache&) = delete;
-  KVCache& operator=(const KVCache&) = delete;
-  KVCache& operator=(KVCache&&) = delete;
+  KVCache(int heads, int dim, int last) : kv_heads(heads), head_dim(dim), window(last) {}
 
-  uint16_t* keys(int64_t block, int head) { return keys_ + block * block_stride() + head * head_stride(); }
-  uint16_t* values(int64_t block, int head) { return keys(block, head) + values_offset_; }
-  int64_t head_stride() const { return int64_t{kKvBlock} * head_dim; }
-  int64_t block_stride() const { return head_stride() * kv_heads; }
+  uint16_t* keys(int64_t block, int head) { return memory_ + block * block_stride_ + head * 2 * half(); }
+  uint16_t* values(int64_t block, int head) { return keys(block, head) + half(); }
+  // From a block to the next, which holds the other layers in between.
+  int64_t block_stride() const { return block_stride_; }
 
   const int kv_heads, head_dim;
   const int window;  // last positions that a query sees; 0 = all
 
  private:
-  size_t bytes_;
-  int64_t values_offset_;
-  uint16_t* keys_;
+  friend class KVMemory;
+  int64_t half() const { return int64_t{kKvBlock} * head_dim; }
+
+  uint16_t* memory_ = nullptr;
+  int64_t block_stride_ = 0;
+};
+
+// The memory of all layers, [block][layer]. It becomes resident as blocks are first written, a huge page at a time
+// where the system has them; what a block holds beyond the positions written is never read as a live value.
+class KVMemory {
+ public:
+  KVMemory() = default;
+  // Gives each layer its place; throws std::bad_alloc.
+  KVMemory(int num_blocks, std::span<KVCache> layers);
+
+ private:
+  struct Unmap {
+    size_t bytes;
+    void operator()(void* memory) const;
+  };
+  std::unique_ptr<void, Unmap> memory_{nullptr, Unmap{0}};
 };
 
 }  // namespace corral

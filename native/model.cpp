@@ -28,7 +28,7 @@ int Model::add_buffer(int width, bool selected) {
 
 int Model::add_kv_layer(int kv_heads, int head_dim, int window) {
   require(kv_heads > 0 && head_dim > 0 && window >= 0, "a KV layer's sizes must be positive");
-  caches.emplace_back(limits.num_blocks, kv_heads, head_dim, window);
+  caches.emplace_back(kv_heads, head_dim, window);
   return static_cast<int>(caches.size()) - 1;
 }
 

@@ -28,6 +28,7 @@ Program::Program(const Limits& limits, int threads, const std::string& isa)
 }
 
 void Program::finish() {
+  kv_memory_ = KVMemory(model.limits.num_blocks, model.caches);
   const auto rows = static_cast<size_t>(model.limits.max_tokens);
   for (const Buffer& buffer : model.buffers) buffers_.push_back(allocate_floats(rows * buffer.width));
   for (const RopeTable& rope : model.ropes) angles_.push_back(allocate_floats(rows * rope.rotated));

@@ -90,6 +90,7 @@ class Program {
   BatchAttention attention_;
   std::vector<Region> regions_;
   std::vector<std::string> kinds_;  // of the regions
+  KVMemory kv_memory_;
   std::vector<FloatArray> buffers_;
   std::vector<FloatArray> angles_;  // of each rope table: [N][cosines, sines]
   FloatArray activations_;          // quantised rows for the next matmul

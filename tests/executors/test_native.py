@@ -1,5 +1,6 @@
 """The native executor as a whole: the same bits however the work is cut, wrong batches refused, loading."""
 
+import os
 import subprocess
 import sys
 import time
@@ -296,6 +297,26 @@ def test_a_profile_splits_the_time_of_steps_and_changes_no_bit(program: Program,
     assert 0 < sum(seconds.values()) <= elapsed
     run(executor, part)
     assert executor.profile_seconds() == seconds
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_kv_memory_becomes_resident_as_blocks_are_written() -> None:
+    builder = ProgramBuilder(8)
+    x = builder.table(np.ones((8, 512)))
+    for _ in range(64):
+        builder.add(KVWrite(x, x, builder.kv_layer(4, 128)))
+    executor = open_native(builder.build(), num_blocks=4096)  # 2 MB each
+    before = resident_bytes()
+    executor.step(make_batch([Part([1] * 20, blocks_for(20), rows=[])]))
+    few = resident_bytes() - before
+    executor.step(make_batch([Part([1] * 320, blocks_for(320), rows=[])]))
+    many = resident_bytes() - before
+    assert few <= 10 << 20
+    assert 40 << 20 <= many <= 50 << 20
 
 
 def test_an_idle_team_sleeps(program: Program) -> None:

@@ -215,6 +215,34 @@ def test_attention_of_several_sequences_keeps_them_apart(isa: str) -> None:
     compare(builder, [out], steps, isa)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(1, 1, 64), (9, 3, 24), (4, 1, 64), (16, 2, 20), (30, 1, 32)]
+)
+def test_attention_gives_a_row_the_same_bits_in_any_chunks_and_threads(
+    heads: int, kv_heads: int, head_dim: int, window: int | None, isa: str
+) -> None:
+    builder, out = attention(heads, kv_heads, head_dim, window)
+    program = builder.build()
+
+    def rows(threads: int, chunks: Sequence[int]) -> np.ndarray:
+        native = NativeExecutor(
+            program, num_blocks=128, max_tokens=VOCAB, max_sequences=1, threads=threads, isa=isa
+        )
+        found, start = [], 0
+        for count in chunks:
+            tokens = np.arange(start, start + count) % VOCAB
+            native.step(make_batch([Part(tokens, blocks_for(start + count), start, rows=[])]))
+            found.append(native.buffer(out))
+            start += count
+        native.close()
+        return np.concatenate(found)
+
+    wanted = rows(1, [75] * 4)
+    for threads, chunks in [(2, [1] * 300), (3, [7, 90, 3, 80, 96, 24])]:
+        np.testing.assert_array_equal(rows(threads, chunks), wanted)
+
+
 def test_attention_with_large_scores_stays_exact(isa: str) -> None:
     builder, out = attention(4, 2, 64, spread=200.0)
     compare(builder, [out], [whole(90), whole(1, start=90)], isa, tolerance=1e-4)

@@ -1,0 +1,201 @@
+// Attention written once for vectors of any width. For files built with one instruction set's flags: `Vector` is a
+// class of its operations, and everything here is local to the file that includes it.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <utility>
+
+#include "attention.h"
+
+namespace corral {
+namespace {
+
+// The blocks of one tile. Those that no query sees stand for the nearest one that some query does.
+struct Tile {
+  int start;  // first position
+  const uint16_t *keys[kTile / kKvBlock], *values[kTile / kKvBlock];
+  const uint16_t* next[kTile / kKvBlock];  // keys of the tile after it
+};
+
+// Positions of a tile that some of the queries in hand see.
+struct Range {
+  int begin, end;
+};
+
+template <class Vector>
+using Scores = float[Vector::kQueries][kTile];
+
+// As many vectors a query as keep Q queries' sums in registers.
+template <class Vector, int Q>
+constexpr int kVectors = std::min<int>(std::bit_floor(unsigned{Vector::kSums} / Q), kTile / Vector::kLanes);
+
+inline void prefetch(const uint16_t* p) { __builtin_prefetch(p, 0, 3); }
+
+// scores[i][at ...] = q[i] . keys * scale for Q queries and N vectors of positions. On the way, what the values of
+// the same blocks will need comes nearer.
+template <class Vector, int Q, int N>
+void score_some(const AttentionTask& task, const float* const* q, const Tile& tile, int at, Scores<Vector>& scores) {
+  constexpr int kLanes = Vector::kLanes;
+  typename Vector::Floats sums[Q][N];
+  const uint16_t *keys[N], *values[N];
+  for (int j = 0; j < N; ++j) {
+    const int position = at + j * kLanes;
+    keys[j] = tile.keys[position / kKvBlock] + position % kKvBlock;
+    values[j] = tile.values[position / kKvBlock];
+    for (int i = 0; i < Q; ++i) sums[i][j] = Vector::all(0);
+  }
+  for (int d = 0; d < task.head_dim; ++d) {
+    typename Vector::Floats row[N];
+    for (int j = 0; j < N; ++j) {
+      row[j] = Vector::load_halves(keys[j] + d * kKvBlock);
+      if (j * kLanes % kKvBlock == 0) prefetch(values[j] + d * kKvBlock);
+    }
+    for (int i = 0; i < Q; ++i) {
+      const auto factor = Vector::all(q[i][d]);
+      for (int j = 0; j < N; ++j) sums[i][j] = Vector::multiply_add(factor, row[j], sums[i][j]);
+    }
+  }
+  const auto scale = Vector::all(task.scale);
+  for (int i = 0; i < Q; ++i) {
+    for (int j = 0; j < N; ++j) Vector::store(scores[i] + at + j * kLanes, Vector::multiply(sums[i][j], scale));
+  }
+}
+
+template <class Vector, int Q, int N>
+void score(const AttentionTask& task, const float* const* q, const Tile& tile, Range range, Scores<Vector>& scores) {
+  constexpr int kStep = N * Vector::kLanes;
+  for (; range.begin + kStep <= range.end; range.begin += kStep) {
+    score_some<Vector, Q, N>(task, q, tile, range.begin, scores);
+  }
+  if constexpr (N > 1) score<Vector, Q, N / 2>(task, q, tile, range, scores);
+}
+
+// Scores become weights; `decay` is what each query's earlier sums are to be multiplied by. `range` is whole vectors.
+template <class Vector>
+void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, Range range, Scores<Vector>& scores,
+           float* decay, AttentionState& state) {
+  float sums[Vector::kQueries];
+  for (int i = 0; i < queries; ++i) {
+    float* const row = scores[i];
+    const int begin = std::max(task.first[first + i] - tile.start, range.begin);
+    const int end = std::min(task.end[first + i] - tile.start, range.end);
+    decay[i] = sums[i] = 0;  // of the logarithm, so far
+    if (begin >= end) {
+      std::fill(row + range.begin, row + range.end, 0.0f);
+      continue;
+    }
+    std::fill(row + range.begin, row + begin, -INFINITY);
+    std::fill(row + end, row + range.end, -INFINITY);
+    auto largest = Vector::all(state.maximum[first + i]);
+    for (int t = range.begin; t < range.end; t += Vector::kLanes) {
+      largest = Vector::larger(largest, Vector::load(row + t));
+    }
+    const float best = Vector::max_lane(largest);
+    const auto bests = Vector::all(best);
+    auto sum = Vector::all(0);
+    for (int t = range.begin; t < range.end; t += Vector::kLanes) {
+      const auto weight = Vector::exp(Vector::subtract(Vector::load(row + t), bests));
+      Vector::store(row + t, weight);
+      sum = Vector::add(sum, weight);
+    }
+    sums[i] = Vector::sum_lanes(sum);
+    decay[i] = state.maximum[first + i] - best;
+    state.maximum[first + i] = best;
+  }
+  for (int i = 0; i < queries; i += Vector::kLanes) Vector::store(decay + i, Vector::exp(Vector::load(decay + i)));
+  for (int i = 0; i < queries; ++i) state.sum[first + i] = state.sum[first + i] * decay[i] + sums[i];
+}
+
+// values[i][d ...] = values * decay[i] + weights[i] . the tile's values, for Q queries and N vectors of a head. On
+// the way, the keys of the next tile come nearer.
+template <class Vector, int Q, int N>
+void gather_some(const Tile& tile, Range range, const Scores<Vector>& weights, const float* decay, int dim, int d,
+                 float* values) {
+  constexpr int kLanes = Vector::kLanes, kLine = 32;  // halves of a cache line
+  typename Vector::Floats sums[Q][N];
+  for (int i = 0; i < Q; ++i) {
+    for (int j = 0; j < N; ++j) {
+      sums[i][j] = Vector::multiply(Vector::load(values + i * dim + d + kLanes * j), Vector::all(decay[i]));
+    }
+  }
+  for (int t = range.begin; t < range.end; ++t) {
+    const int offset = t % kKvBlock * dim + d;
+    const uint16_t *from = tile.values[t / kKvBlock] + offset, *next = tile.next[t / kKvBlock] + offset;
+    typename Vector::Floats row[N];
+    for (int j = 0; j < N; ++j) {
+      row[j] = Vector::load_halves(from + kLanes * j);
+      if (kLanes * j % kLine == 0) prefetch(next + kLanes * j);
+    }
+    for (int i = 0; i < Q; ++i) {
+      const auto weight = Vector::all(weights[i][t]);
+      for (int j = 0; j < N; ++j) sums[i][j] = Vector::multiply_add(weight, row[j], sums[i][j]);
+    }
+  }
+  for (int i = 0; i < Q; ++i) {
+    for (int j = 0; j < N; ++j) Vector::store(values + i * dim + d + kLanes * j, sums[i][j]);
+  }
+}
+
+template <class Vector, int Q, int N>
+void gather(const Tile& tile, Range range, const Scores<Vector>& weights, const float* decay, int dim, int d,
+            float* values) {
+  constexpr int kStep = N * Vector::kLanes;
+  for (; d + kStep <= dim; d += kStep) gather_some<Vector, Q, N>(tile, range, weights, decay, dim, d, values);
+  if constexpr (N > 1) gather<Vector, Q, N / 2>(tile, range, weights, decay, dim, d, values);
+}
+
+// Queries first to first + Q of the task over one tile.
+template <class Vector, int Q>
+void attend_some(const AttentionTask& task, int first, const Tile& tile, AttentionState& state) {
+  constexpr int kLanes = Vector::kLanes, kWide = kVectors<Vector, Q>;
+  const int begin = std::max(*std::min_element(task.first + first, task.first + first + Q) - tile.start, 0);
+  const int end = std::min(*std::max_element(task.end + first, task.end + first + Q) - tile.start, kTile);
+  if (begin >= end) return;
+  const Range whole{begin / kLanes * kLanes, (end + kLanes - 1) / kLanes * kLanes};
+  alignas(64) Scores<Vector> scores;
+  alignas(64) float decay[kMaxQueries];
+  score<Vector, Q, kWide>(task, task.q + first, tile, whole, scores);
+  weigh<Vector>(task, first, Q, tile, whole, scores, decay, state);
+  gather<Vector, Q, kWide>(tile, {begin, end}, scores, decay, task.head_dim, 0, state.values + first * task.head_dim);
+}
+
+template <class Vector>
+using AttendSome = void (*)(const AttentionTask& task, int first, const Tile& tile, AttentionState& state);
+
+template <class Vector, int... Q>
+constexpr auto attend_table(std::integer_sequence<int, Q...>) {
+  return std::to_array<AttendSome<Vector>>({attend_some<Vector, Q + 1>...});
+}
+
+// The head size must be a multiple of the vector's lanes.
+template <class Vector>
+void attend_segment(const AttentionTask& task, int begin, AttentionState& state) {
+  static constexpr auto kTable = attend_table<Vector>(std::make_integer_sequence<int, Vector::kQueries>());
+  std::fill_n(state.maximum, task.queries, -INFINITY);
+  std::fill_n(state.sum, task.queries, 0.0f);
+  std::fill_n(state.values, task.queries * task.head_dim, 0.0f);
+  const int first = *std::min_element(task.first, task.first + task.queries);
+  const int end = *std::max_element(task.end, task.end + task.queries);
+  const auto block = [&](int position) {
+    return task.blocks[std::clamp(position, first, end - 1) / kKvBlock] * task.block_stride;
+  };
+  const int passes = (task.queries + Vector::kQueries - 1) / Vector::kQueries;
+  for (int start = std::max(begin, first) / kTile * kTile; start < std::min(begin + kSegment, end); start += kTile) {
+    Tile tile{start, {}, {}, {}};
+    for (int i = 0; i < kTile / kKvBlock; ++i) {
+      const int64_t offset = block(start + i * kKvBlock);
+      tile.keys[i] = task.keys + offset;
+      tile.values[i] = task.values + offset;
+      tile.next[i] = task.keys + block(start + kTile + i * kKvBlock);
+    }
+    for (int pass = 0; pass < passes; ++pass) {
+      const int from = task.queries * pass / passes, to = task.queries * (pass + 1) / passes;
+      kTable[static_cast<size_t>(to - from - 1)](task, from, tile, state);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace corral
