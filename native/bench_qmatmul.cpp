@@ -1,14 +1,19 @@
-// Gmac/s of one core: bench_native [isa] [types ...]; the fastest tenth of many runs, in the thread's own time, since
-// other processes run beside it.
+// bench_native [isa] [types ...]: Gmac/s of one core with weights in its cache, the fastest tenth of many runs in the
+// thread's own time, since other processes run beside it; then GB/s of all cores at one row with weights in memory.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "qmatmul.h"
+#include "team.h"
+#include "weight_memory.h"
 
 namespace {
 
@@ -28,8 +33,10 @@ constexpr Kind kKinds[] = {
 };
 constexpr struct {
   int cols, rows;
-} kShapes[] = {{576, 1536}, {1536, 576}, {640, 2048}, {2048, 640}, {576, 49152}};
-constexpr int kRows[] = {1, 2, 3, 5, 10, 20, 64};
+} kShapes[] = {{576, 1536}, {1536, 576}, {640, 2048}, {2048, 640}, {576, 49152}, {2048, 8192}, {8192, 2048}};
+constexpr int kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 20, 64};
+constexpr size_t kStreamBytes = size_t{600} << 20;  // more than caches hold
+constexpr int kStreamPanels = 32;                   // that a thread takes at a time
 
 // Time of this thread alone, so that a busy machine counts little.
 double now() {
@@ -91,6 +98,53 @@ double typical_seconds(const MatmulKernels& kernels, const Matrix& matrix, const
   return times[times.size() / 10];
 }
 
+// GB/s of all cores that read `bytes` bytes in parts by read(part), the best of three times.
+template <class Read>
+double read_rate(size_t bytes, int parts, const Read& read) {
+  Team team(static_cast<int>(std::thread::hardware_concurrency()));
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    const auto begin = std::chrono::steady_clock::now();
+    team.run(parts, [&](int part, int) { read(part); });
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+    best = std::max(best, static_cast<double>(bytes) / time.count() / 1e9);
+  }
+  return best;
+}
+
+// Of a matrix of many rows times one row of activations.
+double stream_rate(const MatmulKernels& kernels, const Kind& kind, const Input& x, std::mt19937& random) {
+  const Matrix panel(kPanelRows, x.cols, kind.codes, kind.scales, kind.group, kind.zero);
+  const int panels = static_cast<int>(kStreamBytes / panel.bytes());
+  const Matrix matrix = random_matrix(kind, panels * kPanelRows, x.cols, random);
+  std::vector<float> out(static_cast<size_t>(matrix.rows()));
+  return read_rate(matrix.bytes(), (panels + kStreamPanels - 1) / kStreamPanels, [&](int part) {
+    const int begin = part * kStreamPanels, end = std::min(begin + kStreamPanels, panels);
+    if (matrix.quantised()) {
+      kernels.matmul_panels(matrix, {x.memory, x.cols}, 1, begin, end, out.data(), out.size());
+    } else {
+      kernels.matmul_panels_float(matrix, x.x.data(), static_cast<size_t>(x.cols), 1, begin, end, out.data(), out.size());
+    }
+  });
+}
+
+// Of plain reading.
+double memory_rate() {
+  constexpr int kPart = 1 << 15;
+  const std::shared_ptr<std::byte> memory = allocate_weights(kStreamBytes);
+  auto* words = reinterpret_cast<uint64_t*>(memory.get());
+  std::fill_n(words, kStreamBytes / sizeof(uint64_t), 1);
+  std::atomic<uint64_t> total = 0;
+  return read_rate(kStreamBytes, static_cast<int>(kStreamBytes / sizeof(uint64_t) / kPart), [&](int part) {
+    const uint64_t* from = words + static_cast<size_t>(part) * kPart;
+    uint64_t sums[8] = {};
+    for (int i = 0; i < kPart; i += 8) {
+      for (int k = 0; k < 8; ++k) sums[k] += from[i + k];
+    }
+    for (uint64_t sum : sums) total += sum;
+  });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -100,7 +154,7 @@ int main(int argc, char** argv) {
   std::mt19937 random(1);
   std::printf("%-6s %-11s", "Gmac/s", "cols x rows");
   for (int n : kRows) std::printf("  n=%-4d", n);
-  std::printf(" GB/s at n=1\n");
+  std::printf(" GB/s at n=1, from memory (%.1f by plain reads)\n", memory_rate());
   for (const Kind& kind : kKinds) {
     bool wanted = argc <= 2;
     for (int i = 2; i < argc; ++i) wanted |= std::string(argv[i]) == kind.name;
@@ -117,7 +171,8 @@ int main(int argc, char** argv) {
         if (n == 1) first = seconds;
         std::printf(" %6.1f ", static_cast<double>(shape.cols) * shape.rows * n / seconds / 1e9);
       }
-      std::printf("  %5.1f\n", static_cast<double>(matrix.bytes()) / first / 1e9);
+      std::printf("  %5.1f", static_cast<double>(matrix.bytes()) / first / 1e9);
+      std::printf("  %5.1f\n", stream_rate(chosen, kind, x, random));
       std::free(x.memory);
     }
   }

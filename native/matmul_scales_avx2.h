@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "matmul_prefetch.h"
 #include "matmul_scales.h"
 
 namespace corral {
@@ -27,7 +28,14 @@ struct Floats {
   void store(float* to) const { _mm256_store_ps(to, v); }
 };
 
-inline void expand_segment(const Matrix& matrix, int panel, int begin, int end, ScaleSegment& to) {
+// Fills `to` for blocks [begin, end) of a panel, and asks for the scales that lie `ahead` bytes further on.
+inline void expand_segment(const Matrix& matrix, int panel, int begin, int end, size_t ahead, ScaleSegment& to) {
+  const int unit = is_super(matrix.scales()) ? kSuper / kBlock : 1;
+  const std::byte* scales = matrix.panel_scales(panel) + ahead;
+  const std::byte* last = scales + matrix.scale_bytes() * static_cast<size_t>(end / unit);
+  for (scales += matrix.scale_bytes() * static_cast<size_t>(begin / unit); scales < last; scales += kLine) {
+    prefetch<kLine>(scales);
+  }
   expand_segment_by<Floats>(matrix, panel, begin, end, to);
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <new>
@@ -10,6 +9,7 @@
 #include <string>
 
 #include "half.h"
+#include "weight_memory.h"
 
 static_assert(std::endian::native == std::endian::little, "panels are written as little-endian 32-bit lanes");
 
@@ -108,8 +108,6 @@ std::optional<Codes> codes_by_name(std::string_view name) { return by_name<Codes
 std::string_view codes_name(Codes codes) { return kCodes[static_cast<int>(codes)]; }
 std::optional<Scales> scales_by_name(std::string_view name) { return by_name<Scales>(kScales, name); }
 
-void Matrix::Free::operator()(std::byte* data) const { std::free(data); }
-
 Matrix::Matrix(int rows, int cols, Codes codes, Scales scales, int group, int zero)
     : rows_(rows), cols_(cols), codes_(codes), scales_(scales), group_(group), zero_(zero) {
   require(rows > 0 && cols > 0 && rows <= INT32_MAX - kPanelRows, "rows and columns must be positive");
@@ -129,8 +127,7 @@ Matrix::Matrix(int rows, int cols, Codes codes, Scales scales, int group, int ze
   }
   panel_bytes_ = codes_at_ + aligned(codes_size);
   if (static_cast<size_t>(panels()) > SIZE_MAX / 2 / panel_bytes_) throw std::bad_alloc();
-  data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, bytes())));
-  if (!data_) throw std::bad_alloc();
+  data_ = allocate_weights(bytes());
 }
 
 void Matrix::check_range(int first_row, int n_rows) const {

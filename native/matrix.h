@@ -94,16 +94,12 @@ class Matrix {
   GroupScale group_scale(const std::byte* scales, int lane, int group) const;
   void dequantize_floats(const std::byte* panel, int lane, float* out) const;
 
-  struct Free {
-    void operator()(std::byte* data) const;
-  };
-
   int rows_, cols_;
   Codes codes_;
   Scales scales_;
   int group_, zero_;
   size_t block_code_bytes_, scale_bytes_, codes_at_, panel_bytes_;
-  std::unique_ptr<std::byte[], Free> data_;
+  std::shared_ptr<std::byte> data_;
 };
 
 }  // namespace corral

@@ -22,6 +22,9 @@ Vector four(const ActivationBlock& x, int g) {
   return _mm256_set1_epi32(codes);
 }
 
+template <Codes C>
+constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
+
 // The 8 vectors of a block's unsigned codes.
 template <Codes C>
 inline void unpack(const std::byte* block, Vector w[8]) {
@@ -85,8 +88,6 @@ inline __m256 add_sums(Vector first, Vector second, const BlockScales& by, const
   return add_whole(_mm256_add_epi32(first, second), by, x, G == Grouping::Whole, acc);
 }
 
-template <Codes C>
-constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
 
 // Codes unpacked to a byte each, [block][vector]: worth its pass where several tiles read a block of U5 or U6.
 using PlainBlock = Vector[8];
@@ -143,9 +144,10 @@ inline void signed_block(const std::byte* codes, const BlockScales& by, int bloc
 // Adds `blocks` blocks of a panel times T rows to acc [T].
 template <Codes C, Source S, Grouping G, int T>
 inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, int blocks,
-                          const ActivationBlock* const* x, __m256* acc) {
+                          const ActivationBlock* const* x, Ahead ahead, __m256* acc) {
   constexpr size_t kStride = S == Source::Plain ? sizeof(PlainBlock) : kCodeBytes<C>;
   for (int block = 0; block < blocks; ++block, codes += kStride) {
+    ahead.fetch<kCodeBytes<C>>();
     if constexpr (C == Codes::S8) {
       signed_block<G, T>(codes, scales.block[block], block, x, acc);
     } else {
@@ -154,10 +156,10 @@ inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, in
   }
 }
 
-// Blocks [begin, begin + blocks) of a panel times n rows; sums of earlier blocks lie in strip[n][column...].
-template <Codes C, Source S, Grouping G>
-void multiply_tiles(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks, const ActivationRows& x,
-                    int n_rows, StripRow* strip, int column) {
+// Blocks [begin, begin + blocks) of a panel, whose codes lie in it at `packed`, times n rows; sums of earlier blocks lie in strip[n][column...].
+template <Codes C, Grouping G, Source S>
+void multiply_tiles(const std::byte* codes, const std::byte* packed, const ScaleSegment& scales, int begin, int blocks,
+                    const ActivationRows& x, int n_rows, StripRow* strip, int column) {
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m256 acc[T];
@@ -165,7 +167,8 @@ void multiply_tiles(const std::byte* codes, const ScaleSegment& scales, int begi
       rows[t] = x.row(first + t) + begin;
       acc[t] = begin > 0 ? _mm256_load_ps(strip[first + t] + column) : _mm256_setzero_ps();
     }
-    multiply_tile<C, S, G, T>(codes, scales, blocks, rows, acc);
+    const Ahead ahead = Ahead::share<kCodeBytes<C>>(packed + kAhead, blocks, first, T, n_rows);
+    multiply_tile<C, S, G, T>(codes, scales, blocks, rows, ahead, acc);
     for (int t = 0; t < T; ++t) _mm256_store_ps(strip[first + t] + column, acc[t]);
   });
 }
@@ -178,10 +181,10 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
       PlainBlock plain[kSegmentBlocks];
       for (int block = 0; block < blocks; ++block) unpack<C>(codes + block * kCodeBytes<C>, plain[block]);
       const auto* bytes = reinterpret_cast<const std::byte*>(plain);
-      return multiply_tiles<C, Source::Plain, G>(bytes, scales, begin, blocks, x, n_rows, strip, column);
+      return multiply_tiles<C, G, Source::Plain>(bytes, codes, scales, begin, blocks, x, n_rows, strip, column);
     }
   }
-  multiply_tiles<C, Source::Panel, G>(codes, scales, begin, blocks, x, n_rows, strip, column);
+  multiply_tiles<C, G, Source::Panel>(codes, codes, scales, begin, blocks, x, n_rows, strip, column);
 }
 
 using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int, const ActivationRows&, int,
@@ -209,7 +212,7 @@ void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const Activa
   ScaleSegment scales;
   for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
     const int end = std::min(begin + kSegmentBlocks, matrix.blocks());
-    expand_segment(matrix, panel, begin, end, scales);
+    expand_segment(matrix, panel, begin, end, kAhead, scales);
     const std::byte* codes = matrix.panel_codes(panel) + matrix.block_code_bytes() * static_cast<size_t>(begin);
     multiply(codes, scales, begin, end - begin, x, n_rows, strip, column);
   }

@@ -33,7 +33,14 @@ inline int32_t load_int(const void* from) {
 struct Pair {
   const std::byte* codes[2];
   const ScaleSegment* scales[2];
+  size_t ahead;  // how far on to prefetch
 };
+
+// The same place of the next pair; in long panels, somewhat further on.
+size_t ahead_of(const Matrix& matrix) {
+  const size_t pair = 2 * matrix.bytes() / static_cast<size_t>(matrix.panels());
+  return pair <= 4 * kAhead ? pair : kAhead;
+}
 
 // The 8 vectors of a block's codes, unsigned: those of S8 moved up by 128.
 template <Codes C>
@@ -131,12 +138,17 @@ struct Halves {
   }
 };
 
+template <Codes C>
+constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
+
 template <Codes C, class Scaling, int T>
-inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* const* x, __m512* acc) {
-  constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;
+inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* const* x, Ahead low_ahead,
+                          Ahead high_ahead, __m512* acc) {
   const std::byte *low = pair.codes[0], *high = pair.codes[1];
-  for (int block = 0; block < blocks; ++block, low += kCodeBytes, high += kCodeBytes) {
+  for (int block = 0; block < blocks; ++block, low += kCodeBytes<C>, high += kCodeBytes<C>) {
     Vector w[8];
+    low_ahead.fetch<kCodeBytes<C>>();
+    high_ahead.fetch<kCodeBytes<C>>();
     unpack<C>(low, high, w);
     const Scaling scaling(pair, block);
 #pragma GCC unroll 8
@@ -155,7 +167,10 @@ void multiply_segment(const Pair& pair, int begin, int blocks, const ActivationR
       rows[t] = x.row(first + t) + begin;
       acc[t] = begin > 0 ? _mm512_load_ps(strip[first + t] + column) : _mm512_setzero_ps();
     }
-    multiply_tile<C, Scaling, T>(pair, blocks, rows, acc);
+    const auto ahead = [&](int half) {
+      return Ahead::share<kCodeBytes<C>>(pair.codes[half] + pair.ahead, blocks, first, T, n_rows);
+    };
+    multiply_tile<C, Scaling, T>(pair, blocks, rows, ahead(0), ahead(1), acc);
     for (int t = 0; t < T; ++t) _mm512_store_ps(strip[first + t] + column, acc[t]);
   });
 }
@@ -186,11 +201,11 @@ MultiplySegment choose(const Matrix& matrix) {
 void multiply_pair(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows,
                    const int (&panels)[2], StripRow* strip, int column) {
   ScaleSegment scales[2];
-  Pair pair;
+  Pair pair{.codes = {}, .scales = {}, .ahead = ahead_of(matrix)};
   for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
     const int end = std::min(begin + kSegmentBlocks, matrix.blocks());
     for (int half = 0; half < 2; ++half) {
-      expand_segment(matrix, panels[half], begin, end, scales[half]);
+      expand_segment(matrix, panels[half], begin, end, pair.ahead, scales[half]);
       pair.scales[half] = &scales[half];
       pair.codes[half] = matrix.panel_codes(panels[half]) + matrix.block_code_bytes() * static_cast<size_t>(begin);
     }

@@ -1,7 +1,10 @@
 """The packed matmul: every kind of matrix against whole-number arithmetic, on every instruction set."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,3 +331,30 @@ def test_arrays_of_the_wrong_shape_or_type_are_refused():
         native.Matrix(16, COLS, "u4", "half_offset", 32, 0).pack(0, codes, scale, None, None, None)
     with pytest.raises(ValueError, match="width"):
         native.matmul(matrix, random_rows(2, 64), 1, "scalar")
+
+
+MEASURE = """
+import resource
+import numpy as np
+from corral import _native
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+codes, scale = np.ones((64, 4096), np.uint8), np.ones((64, 128), np.uint16)
+before = resident()
+matrices = [_native.Matrix(64, 4096, "u4", "half", 32, 8) for _ in range(400)]
+for matrix in matrices:
+    matrix.pack(0, codes, scale, None, None, None)
+print(sum(matrix.nbytes for matrix in matrices), resident() - before)
+del matrix, matrices
+print(0, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc that tells resident memory")
+def test_matrices_take_their_bytes_and_give_them_back():
+    script = [sys.executable, "-c", MEASURE]  # in a process of its own: others' matrices share pages
+    lines = subprocess.run(script, check=True, capture_output=True, text=True).stdout.splitlines()
+    for line in lines:
+        size, taken = map(int, line.split())
+        assert size - (4 << 20) < taken < size + (4 << 20)
+    assert int(lines[0].split()[0]) > 50 << 20
