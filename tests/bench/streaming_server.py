@@ -16,7 +16,6 @@ IDENTITIES = {
                 {"name": "tiny", "num_blocks": 100, "block_size": 16, "blocks_used": 4, "tokens_held": 48}
             ],
         },
-        "/api/version": {"version": "0.9"},
     },
     "llama-server": {"/props": {"default_generation_settings": {}, "build_info": "b1"}},
     "ollama": {"/api/version": {"version": "0.12"}},
@@ -31,8 +30,8 @@ class StreamingServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, identity="corral"):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, identity="corral", port=0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.pages = dict(IDENTITIES[identity])
         self.pages["/v1/models"] = {"data": [{"id": "tiny"}]}
         self.routes = {"/v1/completions", "/v1/chat/completions", "/api/generate"}
@@ -44,6 +43,7 @@ class StreamingServer(ThreadingHTTPServer):
         self.strict = False  # refuses fields that the API does not have
         self.refuse = None  # (status, body) for requests for text
         self.misbehave = None  # a function of the handler, in place of an answer
+        self.misbehave_after = 0  # requests before it does
         self.break_after = None  # tokens after which the connection is cut
         self.error_after = None  # tokens after which the stream tells an error
         self.loading = 0  # requests that are answered 503 before the first that is not
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.loading > 0:
             server.loading -= 1
             return self._whole(503, b'{"error": "loading"}')
-        if server.misbehave:
+        if server.misbehave and len(server.asked) > server.misbehave_after:
             return server.misbehave(self)
         if self.path not in server.routes:
             return self._whole(404, b'{"error": "no such route"}')

@@ -3,7 +3,8 @@ import math
 import pytest
 
 from corral.bench.figures import Limits, medians, quantile, reply_figures, stall_figures
-from corral.bench.search import most_usable
+from corral.bench.results import Measurement
+from corral.bench.search import most_usable, search_users
 from corral.bench.target import Reply
 
 
@@ -93,3 +94,21 @@ def test_a_large_limit_is_found_to_one_part_in_sixteen(limit) -> None:
 
 def test_the_search_ends_at_the_most_it_may_try() -> None:
     assert most_usable(lambda users: users <= 1000, 48) == 48
+
+
+def standard(users, rate, turn=0):
+    figures = {"failures": 0, "user_rate_min": rate, "first_token_max": 1.0}
+    return Measurement("a", "tiny", "standard", users, turn, figures)
+
+
+def test_the_search_begins_between_what_is_measured_and_trusts_medians() -> None:
+    done = [standard(4, 50), standard(4, 1, 1), standard(4, 40, 2), standard(8, 4)]
+    tried = []
+
+    def run(users):
+        tried.append(users)
+        return standard(users, 30 / users)
+
+    assert search_users(Limits(rate=5.0), 256, done, run) == 6
+    assert tried == [6, 7]
+    assert search_users(Limits(), 256, [], lambda users: None) == 0

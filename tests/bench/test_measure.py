@@ -36,7 +36,7 @@ def test_the_standard_load_is_measured_for_each_number_of_users(server, tmp_path
         assert figures["peak_memory"] > 1e6 and figures["client_cpu"] > 0
     prompts = [body["prompt"] for _, body in fake.asked if body["max_tokens"] == 8]
     assert len(set(prompts)) == len(prompts) == 8
-    assert (results.servers[0].name, results.servers[0].version) == ("corral", "0.9")
+    assert results.servers[0].name == "corral"
 
 
 def test_early_stops_of_an_ollama_are_counted_and_noted(server, tmp_path) -> None:
@@ -45,7 +45,7 @@ def test_early_stops_of_an_ollama_are_counted_and_noted(server, tmp_path) -> Non
     results = driven(fake, tmp_path, Wanted(users=(2,), size=(32, 16)))
     assert results.measurements[0].figures["early_stops"] == 2
     assert results.measurements[0].figures["tokens"] == 5
-    assert "shorter than asked" in results.servers[0].notes[0]
+    assert "may end early" in results.servers[0].notes[0]
 
 
 def test_failures_are_counted_and_their_reason_kept(server, tmp_path) -> None:

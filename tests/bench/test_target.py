@@ -17,7 +17,7 @@ def found(server, model="tiny", api="auto", limit=20.0):
 @pytest.mark.parametrize(
     ("identity", "kind", "dialect", "version"),
     [
-        ("corral", "corral", "completions", "0.9"),
+        ("corral", "corral", "completions", ""),
         ("llama-server", "llama-server", "completions", "b1"),
         ("ollama", "ollama", "ollama", "0.12"),
         ("vllm", "vllm", "completions", "0.30"),

@@ -10,7 +10,8 @@ from corral.bench.machine import ProcessTree
 from corral.bench.measure import run_nicely
 from corral.bench.prompts import Prompts, calibrate
 from corral.bench.results import Measurement, Server
-from corral.bench.session import Observer, Session, Wanted
+from corral.bench.search import search_users
+from corral.bench.session import Observer, Session, Wanted, notes, usable
 from corral.bench.target import Target, detect
 
 
@@ -42,7 +43,13 @@ def drive(
     session = Session(name, target, prompts, tree, observe)
     done = run_loads(session, wanted, range(rounds), ledger)
     if search:
-        ledger.add(session.search(wanted, done, ledger.add))
+
+        def run(users: int) -> Measurement:
+            ledger.add(session.search(wanted, users))
+            return ledger.results.measurements[-1]
+
+        found = search_users(wanted.limits, wanted.most, done, run)
+        ledger.add(usable(name, target.model, found))
 
 
 def run_loads(session: Session, wanted: Wanted, turns: Sequence[int], ledger: Ledger) -> list[Measurement]:
@@ -59,15 +66,3 @@ def run_loads(session: Session, wanted: Wanted, turns: Sequence[int], ledger: Le
 async def _open(running: Running) -> tuple[Target, Prompts]:
     target = await detect(running.address, running.model, running.api, running.limit)
     return target, await calibrate(target)
-
-
-def notes(target: Target, prompts: Prompts) -> tuple[str, ...]:
-    """What a reader should know about figures of this server."""
-    found = []
-    if not prompts.exact:
-        found.append("it does not count tokens, or not as words: a word was taken as one token of a prompt")
-    if not target.exact:
-        found.append(
-            "it cannot be told to go on after the end of a text: replies may be shorter than asked for"
-        )
-    return tuple(found)

@@ -1,5 +1,6 @@
-"""One server measured: its loads at each number of users, and the search for the most users."""
+"""A server that runs, ready to be measured."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,6 @@ from corral.bench.machine import ProcessTree
 from corral.bench.measure import measure
 from corral.bench.prompts import Prompts
 from corral.bench.results import Measurement
-from corral.bench.search import most_usable
 from corral.bench.target import Meter, Target
 
 
@@ -53,23 +53,31 @@ class Session:
         model = self.model or self.target.model
         return Measurement(self.name, model, load.name, users, turn, outcome.figures, outcome.problems)
 
-    def search(
-        self, wanted: Wanted, done: list[Measurement], keep: Callable[[Measurement], None]
-    ) -> Measurement:
-        """The most users that the standard load leaves usable, beginning from what is measured already."""
-        standard = {each.users: each for each in done if each.load == "standard"}
+    def search(self, wanted: Wanted, users: int) -> Measurement:
+        """Measure the standard load for the search."""
+        return replace(self.run(wanted, LOADS["standard"], users, 0), load="search")
 
-        def usable(users: int) -> bool:
-            if users not in standard:
-                standard[users] = replace(self.run(wanted, LOADS["standard"], users, 0), load="search")
-                keep(standard[users])
-            return wanted.limits.met(standard[users].figures)
+    def idle(self, seconds: float) -> Measurement:
+        """What the server takes while nobody asks: shares of a core, and memory. Needs its processes."""
+        assert self.tree
+        self.observe(f"{self.name}: idle for {seconds:.0f} s", None)
+        time.sleep(1)  # what it puts in order after the last answer is work
+        before = self.tree.cpu()
+        time.sleep(seconds)
+        figures = {"idle_cpu": (self.tree.cpu() - before) / seconds, "memory": float(self.tree.memory())}
+        return Measurement(self.name, self.model or self.target.model, "idle", 0, 0, figures)
 
-        known = 0
-        for users in sorted(standard):
-            if not usable(users):
-                break
-            known = users
-        found = most_usable(usable, wanted.most, known)
-        model = self.model or self.target.model
-        return Measurement(self.name, model, "usable", found, 0, {"usable_users": found})
+
+def usable(session_name: str, model: str, users: int) -> Measurement:
+    """The result of a search."""
+    return Measurement(session_name, model, "usable", users, 0, {"usable_users": users})
+
+
+def notes(target: Target, prompts: Prompts) -> tuple[str, ...]:
+    """What a reader should know about figures of this server."""
+    found = []
+    if not prompts.exact:
+        found.append("it does not count tokens, or not as words: a word was taken as one token of a prompt")
+    if not target.exact:
+        found.append("it cannot be told to go on after the end of a text: replies may end early")
+    return tuple(found)

@@ -137,14 +137,14 @@ async def ask(target: Target, what: Ask, meter: Meter | None = None, stream: Str
 
 async def detect(address: Address, model: str, api: str = "auto", limit: float = 600.0) -> Target:
     """Find out what kind of server answers; UserError if none does, or the model is not to be had."""
-    kind, version = await _kind(address)
+    kind, version = await identify(address)
     dialect = DIALECTS[kind.dialect if api == "auto" else api]
     target = Target(address, model or await _only_model(address), kind, dialect, version, limit)
     return await _probe(target, fixed=api != "auto")
 
 
-async def _kind(address: Address) -> tuple[Kind, str]:
-    """A server is known by what only it answers."""
+async def identify(address: Address) -> tuple[Kind, str]:
+    """Which server this is, by what only it answers, and its version."""
     refused = ""
     for path, field_name, name in (
         ("/health/ready", "models", "corral"),
@@ -156,8 +156,6 @@ async def _kind(address: Address) -> tuple[Kind, str]:
         refused = refused or problem
         if field_name in said:
             version = said.get("version") or said.get("build_info") or ""
-            if name == "corral":
-                version = (await _json(address, "/api/version"))[0].get("version", "")
             return KINDS[name], plain(str(version))[:60]
     if refused:
         raise UserError(f"no server answers at {address} ({refused}). Start it, or give its URL")

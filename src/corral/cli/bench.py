@@ -3,34 +3,52 @@
 import argparse
 import secrets
 import shlex
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from corral.bench.address import parse_address
+from corral.bench.compare import Comparison, Entrant, Plan
 from corral.bench.dialects import DIALECTS
 from corral.bench.drive import Running, drive
 from corral.bench.figures import Limits
 from corral.bench.ledger import Ledger
 from corral.bench.loads import LOADS
-from corral.bench.results import Results
+from corral.bench.peers import PEERS
+from corral.bench.results import Results, load_results, merge
 from corral.bench.session import Wanted
 from corral.bench.tables import ratio_tables, result_tables
 from corral.cli.bench_display import Display, print_tables
 from corral.cli.client import Client
 from corral.cli.exits import OK, UsageError
-from corral.config import Settings
+from corral.cli.serve import fetch
+from corral.config import DEFAULT_MODEL, Settings
+from corral.store.local import Store
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """What to measure, how, and where the results go."""
-    parser.add_argument("what", nargs="*", metavar="URL", help="a running server (default: OLLAMA_HOST)")
-    parser.add_argument("--model", default="", help="the model to ask for")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="URL | compare | report FILE...",
+        help="measure a running server (default: OLLAMA_HOST); start several servers and compare them; "
+        "or show results of --json again, several files together",
+    )
+    parser.add_argument(
+        "--model", "--models", type=_words, default=(), metavar="NAME", help="the model to ask for"
+    )
     parser.add_argument("--users", type=_numbers, default=(), help="users side by side (default: 1,5,10,20)")
     loads = "; ".join(f"{load.name}: {load.about}" for load in LOADS.values())
     parser.add_argument("--load", type=_names, default=("standard",), dest="loads", help=f"loads. {loads}")
-    parser.add_argument("--rounds", type=int, default=0, help="how often to measure (default: 1)")
-    parser.add_argument("--no-search", action="store_true", help="leave out the search for the most users")
+    parser.add_argument("--rounds", type=int, default=0, help="how often to measure (default: 1, compare: 3)")
+    parser.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        help="search for the most users that stay usable (default: yes, compare: no)",
+    )
     parser.add_argument(
         "--min-rate", type=float, default=5.0, metavar="N", help="usable: tokens/s for every user"
     )
@@ -43,7 +61,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", default="", help="makes the same prompts again")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="for one answer")
+    parser.add_argument(
+        "--idle", type=float, default=0.0, metavar="S", help="also watch the idle server so long"
+    )
     _configure_server(parser)
+    _configure_compare(parser)
     _configure_output(parser)
 
 
@@ -59,6 +81,25 @@ def _configure_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api-key", default="", help="sent as a bearer token")
 
 
+def _configure_compare(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("compare")
+    group.add_argument(
+        "--servers", type=_peers, default=tuple(PEERS), help=f"which (default: {','.join(PEERS)})"
+    )
+    group.add_argument("--llama-server", default="", metavar="PATH", help="its program (default: from PATH)")
+    group.add_argument("--vllm", default="", metavar="PATH", help="its program (default: from PATH)")
+    group.add_argument(
+        "--vllm-model",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a model as vLLM reads it: a folder with config.json and safetensors",
+    )
+    group.add_argument(
+        "--start-timeout", type=float, default=600.0, metavar="S", help="for a server to start"
+    )
+
+
 def _configure_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument(
@@ -69,30 +110,90 @@ def _configure_output(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Measure, and print the tables."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers that we started must not stay
+    first, *rest = arguments.what or [""]
+    if first == "report":
+        return _show(merge([load_results(Path(name)) for name in _some(rest)]), arguments)
+    if rest:
+        raise UsageError(f"'{rest[0]}' is one argument too many; see `corral bench --help`")
     wanted = _wanted(arguments)
+    path = Path(arguments.json) if arguments.json not in ("", "-") else None
     with Display() as display:
-        path = Path(arguments.json) if arguments.json not in ("", "-") else None
         ledger = Ledger(_command(), wanted.seed, wanted.size, path, display.measured)
         try:
-            _measure_running(arguments, settings, wanted, ledger, display)
-        finally:
-            results = ledger.results
-    return _show(results, arguments)
+            if first == "compare":
+                _compare(arguments, settings, wanted, ledger, display)
+            else:
+                url = first or Client.of(settings).address
+                _measure_running(arguments, url, wanted, ledger, display)
+        except KeyboardInterrupt:
+            if not ledger.results.measurements:
+                raise
+            ledger.problem("the rest: interrupted")
+    return _show(ledger.results, arguments)
 
 
 def _measure_running(
+    arguments: argparse.Namespace, url: str, wanted: Wanted, ledger: Ledger, display: Display
+) -> None:
+    if len(arguments.model) > 1:
+        raise UsageError("a running server is measured with one model at a time")
+    address = parse_address(url, arguments.api_key)
+    model = "".join(arguments.model)
+    running = Running(address, model, arguments.api, arguments.name, arguments.pid, arguments.timeout)
+    search = arguments.search is not False
+    drive(running, wanted, ledger, display.observe, rounds=arguments.rounds or 1, search=search)
+
+
+def _compare(
     arguments: argparse.Namespace, settings: Settings, wanted: Wanted, ledger: Ledger, display: Display
 ) -> None:
-    if len(arguments.what) > 1:
-        raise UsageError(f"one server at a time: '{arguments.what[1]}' is one too many")
-    url = arguments.what[0] if arguments.what else Client.of(settings).address
-    address = parse_address(url, arguments.api_key)
-    running = Running(
-        address, arguments.model, arguments.api, arguments.name, arguments.pid, arguments.timeout
+    models = arguments.model or (DEFAULT_MODEL,)
+    store = Store(settings.models)
+    for model in models:
+        fetch(store, settings, model)
+    files = {model: str(store.find(model).path) for model in models}
+    programs = {"llama-server": arguments.llama_server, "vllm": arguments.vllm}
+    entrants = []
+    for name in arguments.servers:
+        peer = PEERS[name]
+        program = programs.get(peer.program) or shutil.which(peer.program)
+        if not program:
+            ledger.problem(f"{name} is not installed: {peer.remedy}")
+            continue
+        theirs = _folders(arguments.vllm_model, models) if peer.lasting else files
+        entrants.append(Entrant(peer, program, theirs, _settings(settings) if name == "corral" else ()))
+    plan = Plan(
+        models, wanted, arguments.rounds or 3, bool(arguments.search), arguments.idle, arguments.start_timeout
     )
-    drive(
-        running, wanted, ledger, display.observe, rounds=arguments.rounds or 1, search=not arguments.no_search
-    )
+    Comparison(plan, entrants, ledger, display.observe).run()
+
+
+def _settings(settings: Settings) -> tuple[str, ...]:
+    """What the environment changes of the engine that is compared."""
+    names = ("isa", "threads", "batch_tokens", "max_sequences", "kv_cache", "context_length")
+    default = Settings()
+    changed = [name for name in names if getattr(settings, name) != getattr(default, name)]
+    return tuple(f"{name}: {getattr(settings, name)}" for name in changed)
+
+
+def _folders(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """NAME=FOLDER; a folder alone is for the only model."""
+    found = {}
+    for text in given:
+        name, equals, folder = text.rpartition("=")
+        if not equals and len(models) > 1:
+            raise UsageError(f"--vllm-model {text}: say for which model, like {models[0]}={text}")
+        if not Path(folder).is_dir():
+            raise UsageError(f"--vllm-model {text}: '{folder}' is not a folder")
+        found[name or models[0]] = folder
+    return found
+
+
+def _some(files: Sequence[str]) -> Sequence[str]:
+    if not files:
+        raise UsageError("which results? `corral bench report A.json B.json --html report.html`")
+    return files
 
 
 def _wanted(arguments: argparse.Namespace) -> Wanted:
@@ -139,8 +240,16 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return _known(text.split(","), tuple(LOADS))
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    return _known(text.split(","), tuple(PEERS))
 
 
 def _known(names: Sequence[str], choices: tuple[str, ...]) -> tuple[str, ...]:

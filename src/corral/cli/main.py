@@ -53,10 +53,12 @@ COMMANDS = {
     "stop": Command("stop", "unload a model from memory", ("corral stop smollm2:135m",)),
     "bench": Command(
         "bench",
-        "measure a server: speed, latency, users, memory",
+        "measure servers: speed, latency, users, memory",
         (
             "corral bench --model smollm2:135m",
             "corral bench http://127.0.0.1:8080 --users 1,20 --json mine.json --html mine.html",
+            "corral bench compare --models smollm2:135m --llama-server ~/bin/llama-server",
+            "corral bench report monday.json friday.json --html both.html",
         ),
     ),
     "doctor": Command(

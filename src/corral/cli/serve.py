@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     with contextlib.suppress(CorralError, OSError):
         store.prune()
     if arguments.model:
-        _fetch(store, settings, arguments.model)
+        fetch(store, settings, arguments.model)
     if arguments.with_parent:
         threading.Thread(target=_stop_with_parent, daemon=True).start()
     from corral.server.serve import serve
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     return serve(settings, on_listening=announce)
 
 
-def _fetch(store: Store, settings: Settings, name: str) -> None:
+def fetch(store: Store, settings: Settings, name: str) -> None:
     """Pull the model unless it is there."""
     try:
         store.find(name)

@@ -1,0 +1,127 @@
+"""Starts a server for a while, sees it answer, and ends it with all its children."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from corral.bench.address import Address
+from corral.bench.dialects import DIALECTS, Ask
+from corral.bench.exchange import BadReply, fetch, plain
+from corral.bench.machine import ProcessTree
+from corral.bench.peers import Peer, Start
+from corral.bench.target import Target, ask
+from corral.config import child_environment
+from corral.errors import ServiceError
+
+_STOP = 20.0  # seconds for a server to end when asked
+_LAST_WORDS = 600  # characters of a failed server's log
+_PR_SET_PDEATHSIG = 1
+
+
+class DidNotStart(ServiceError):
+    """A server ended, or did not answer, before it could be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A server that has answered once."""
+
+    target: Target
+    tree: ProcessTree
+    first_token: float  # seconds from the start of its process
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is still there."""
+        return self.process.poll() is None
+
+
+@contextlib.contextmanager
+def launched(peer: Peer, start: Start, patience: float) -> Iterator[Started]:
+    """A server that has loaded its model and answered; DidNotStart with its last words if it does not."""
+    with tempfile.TemporaryFile() as log:
+        began = time.perf_counter()
+        process = _spawn(peer, start, log)
+        try:
+            address = Address("127.0.0.1", start.port)
+            target = Target(address, start.model, peer.kind, DIALECTS[peer.kind.dialect])
+            _wait_healthy(address, process, began + patience, log)
+            reply = asyncio.run(ask(target, Ask("Once upon a time", 2)))
+            if reply.error:
+                raise DidNotStart(f"{reply.error}. {_last_words(log)}")
+            yield Started(target, ProcessTree(process.pid), reply.arrivals[0] - began, process)
+        finally:
+            _end(process)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _spawn(peer: Peer, start: Start, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def die_with_us() -> None:  # even by kill -9, so that no server is left on the machine
+        if libc:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    try:
+        return subprocess.Popen(
+            peer.command(start),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=child_environment(**peer.environment(start)),
+            start_new_session=True,  # the terminal's Ctrl-C is for us
+            preexec_fn=die_with_us,
+        )
+    except OSError as error:
+        raise DidNotStart(f"{start.program} cannot be run: {error.strerror}") from None
+
+
+def _wait_healthy(
+    address: Address, process: "subprocess.Popen[bytes]", deadline: float, log: IO[bytes]
+) -> None:
+    pause = 0.01
+    while process.poll() is None:
+        with contextlib.suppress(BadReply):  # nobody there yet, or 503 while it loads
+            asyncio.run(fetch(address, "/health"))
+            return
+        if time.perf_counter() > deadline:
+            raise DidNotStart(f"it did not answer in time. {_last_words(log)}")
+        time.sleep(pause)
+        pause = min(0.25, pause * 1.01)  # a server that takes minutes needs the processor
+    raise DidNotStart(f"it ended with status {process.returncode}. {_last_words(log)}")
+
+
+def _last_words(log: IO[bytes]) -> str:
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - 4 * _LAST_WORDS))
+    return plain(log.read().decode("utf-8", "replace"))[-_LAST_WORDS:]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # also what it leaves behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
