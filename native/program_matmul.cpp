@@ -6,7 +6,8 @@
 namespace corral {
 namespace {
 
-constexpr int64_t kChunkWork = 1 << 17;  // multiplications that make a chunk worth its hand-over: 2 us or so
+constexpr int kMostRounds = 8;           // chunks for each thread
+constexpr int64_t kChunkWork = 1 << 16;  // multiplications that make a chunk worth its hand-over: 1 us or so
 constexpr int kActivationRows = 64;      // rows whose activations stay in a core's cache while panels pass
 
 }  // namespace
@@ -42,12 +43,12 @@ void Program::multiply(const Matrix& matrix, int x, RowRange rows, PanelRange pa
 }
 
 int Program::panels_of_a_chunk(const Matrix& matrix, int rows, int panels) const {
-  const int64_t work = int64_t{kPanelRows} * matrix.cols() * rows;
-  const int64_t least = (kChunkWork + work - 1) / work;
-  // Enough chunks to even out the threads, few enough to be cheap.
-  const int64_t wanted = panels / (16 * team_.size());
-  const int64_t chunk = std::max({int64_t{1}, least, wanted});
-  return static_cast<int>(chunk + chunk % 2);  // some kernels take panels in pairs
+  const int64_t work = int64_t{kPanelRows} * matrix.cols() * rows * panels;
+  // Enough chunks to even out the threads, few enough to be cheap; as many for each thread.
+  const int64_t rounds = std::clamp<int64_t>(work / kChunkWork / team_.size(), 1, kMostRounds);
+  const int64_t chunks = rounds * team_.size();
+  const auto chunk = static_cast<int>((panels + chunks - 1) / chunks);
+  return chunk + chunk % 2;  // some kernels take panels in pairs
 }
 
 void Program::run(const Linear& op) {

@@ -55,8 +55,7 @@ void Team::run_region(int chunks, Call call, const void* body) {
     alarm_.fetch_add(1);
     alarm_.notify_all();
   }
-  while (take_chunk(0)) {
-  }
+  take_chunks(0);
   if (timed_) {
     const auto begin = std::chrono::steady_clock::now();
     wait_for_others();
@@ -79,25 +78,30 @@ void Team::wait_for_others() {
   }
 }
 
+// Tells of what it did at the end alone: another thread's cache holds the count.
+void Team::take_chunks(int thread) {
+  uint32_t done = 0;
+  while (take_chunk(thread)) ++done;
+  if (done > 0 && pending_.fetch_sub(done, std::memory_order_acq_rel) == done) pending_.notify_one();
+}
+
 bool Team::take_chunk(int thread) {
   uint64_t ticket = ticket_.load(std::memory_order_acquire);
   do {
     if (open_chunks(ticket) == 0) return false;
   } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire));
-  // From here until this chunk counts as done the region cannot end, so its fields hold still.
+  // From here until its chunks count as done the region cannot end, so its fields hold still.
   try {
     call_(body_, chunks_ - static_cast<int>(open_chunks(ticket)), thread);
   } catch (...) {
     if (!failed_.exchange(true)) error_ = std::current_exception();
   }
-  if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
   return true;
 }
 
 void Team::work(int thread) {
   while (!stop_.load(std::memory_order_relaxed)) {
-    while (take_chunk(thread)) {
-    }
+    take_chunks(thread);
     wait_for_region();
   }
 }

@@ -45,6 +45,7 @@ class Team {
   void end();
   void run_region(int chunks, Call call, const void* body);
   void wait_for_others();
+  void take_chunks(int thread);
   bool take_chunk(int thread);
   void work(int thread);
   void wait_for_region();
