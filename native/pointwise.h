@@ -34,6 +34,8 @@ struct PointwiseKernels {
 extern const PointwiseKernels kScalarPointwise;
 #if defined(__x86_64__)
 extern const PointwiseKernels kAvx2Pointwise;
+#elif defined(__aarch64__)
+extern const PointwiseKernels kNeonPointwise;
 #endif
 
 }  // namespace corral

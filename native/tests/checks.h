@@ -44,5 +44,7 @@ class Random {
 // Each compares the kernels of an instruction set with the scalar ones.
 void test_matmul(Isa isa);
 void test_float_matmul(Isa isa);
+void test_attention(Isa isa);
+void test_pointwise(Isa isa);
 
 }  // namespace corral::tests

@@ -16,6 +16,8 @@ constexpr struct {
 } kTests[] = {
     {"matmul", test_matmul},
     {"float matmul", test_float_matmul},
+    {"attention", test_attention},
+    {"pointwise", test_pointwise},
 };
 
 }  // namespace
@@ -40,6 +42,7 @@ void expect_same(const std::vector<float>& got, const std::vector<float>& expect
 void expect_close(const std::vector<float>& got, const std::vector<float>& expected, double tolerance,
                   const std::string& what) {
   for (size_t i = 0; i < expected.size(); ++i) {
+    if (got[i] == expected[i]) continue;
     const double limit = tolerance * (1 + std::fabs(expected[i]));
     if (std::fabs(static_cast<double>(got[i]) - expected[i]) <= limit) continue;  // false for a NaN
     return fail(what + ": [" + std::to_string(i) + "] is " + std::to_string(got[i]) + ", not " +
