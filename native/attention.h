@@ -40,6 +40,8 @@ void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState&
 #if defined(__x86_64__)
 void attend_segment_avx2(const AttentionTask& task, int begin, AttentionState& state);
 void attend_segment_avx512(const AttentionTask& task, int begin, AttentionState& state);
+#elif defined(__aarch64__)
+void attend_segment_neon(const AttentionTask& task, int begin, AttentionState& state);
 #endif
 
 // Adds one query's segment to its running total, both [D] values with their maximum and sum. Segments come in

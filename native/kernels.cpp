@@ -11,7 +11,7 @@ Kernels choose_kernels(const std::string& name) {
   if (*isa == Isa::Avx2) return {*isa, &kernels(*isa), &kAvx2Pointwise, attend_segment_avx2};
   if (*isa != Isa::Scalar) return {*isa, &kernels(*isa), &kAvx2Pointwise, attend_segment_avx512};
 #elif defined(__aarch64__)
-  if (*isa != Isa::Scalar) return {*isa, &kernels(*isa), &kNeonPointwise, attend_segment_scalar};
+  if (*isa != Isa::Scalar) return {*isa, &kernels(*isa), &kNeonPointwise, attend_segment_neon};
 #endif
   return {*isa, &kernels(*isa), &kScalarPointwise, attend_segment_scalar};
 }
