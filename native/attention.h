@@ -15,7 +15,7 @@ constexpr int kSegment = 256;    // positions of one partial result
 struct AttentionTask {
   const uint16_t* keys;    // of the kv head in block 0, [D][16]; block b lies b * block_stride further
   const uint16_t* values;  // likewise, [16][D]
-  const int32_t* blocks;   // the sequence's block table
+  const int32_t* blocks;   // the sequence's block table; entries that no query sees may be anything
   int64_t block_stride;
   int head_dim;
   float scale;

@@ -26,8 +26,8 @@ void check_starts(Ints starts, size_t entries, size_t end, const char* what) {
           what);
 }
 
-// The rows of one sequence are consecutive positions whose blocks, and all before them, exist.
-void check_sequence(const Batch& batch, int sequence, int num_blocks) {
+// The rows of one sequence are consecutive positions whose blocks, and all before them that they see, exist.
+void check_sequence(const Batch& batch, int sequence, int num_blocks, Ints windows) {
   const int begin = batch.starts[sequence], end = batch.starts[sequence + 1];
   if (begin == end) return;
   const int64_t first = batch.positions[begin], last = first + (end - begin) - 1;
@@ -35,9 +35,13 @@ void check_sequence(const Batch& batch, int sequence, int num_blocks) {
   for (int row = begin; row < end; ++row) {
     require(batch.positions[row] == first + (row - begin), "positions of a sequence must be consecutive");
   }
-  const Ints table = batch.blocks.subspan(static_cast<size_t>(sequence) * batch.table, last / kKvBlock + 1);
-  require_all(table, [=](int32_t block) { return block >= 0 && block < num_blocks; },
-              "blocks must be numbers of blocks");
+  for (size_t group = 0; group < windows.size(); ++group) {
+    const int64_t seen = windows[group] == 0 ? 0 : std::max<int64_t>(0, first + 1 - windows[group]) / kKvBlock;
+    const Ints table = batch.blocks_of(static_cast<int>(group), sequence);
+    require_all(table.subspan(static_cast<size_t>(seen), static_cast<size_t>(last / kKvBlock + 1 - seen)),
+                [=](int32_t block) { return block >= 0 && block < num_blocks; },
+                "blocks must be numbers of blocks");
+  }
 }
 
 void check_lists(const SamplingRows& sampling, size_t rows, int vocab) {
@@ -96,7 +100,7 @@ SamplingRow SamplingRows::row(size_t r) const {
   };
 }
 
-void check_batch(const Batch& batch, const Limits& limits) {
+void check_batch(const Batch& batch, const Limits& limits, Ints windows) {
   const int n = batch.n();
   require(n <= limits.max_tokens, "more tokens than a step may have");
   require(batch.positions.size() == batch.tokens.size(), "positions must have one entry a token");
@@ -104,10 +108,9 @@ void check_batch(const Batch& batch, const Limits& limits) {
   check_starts(batch.starts, batch.starts.size(), batch.tokens.size(), "starts");
   require_all(batch.tokens, [&](int32_t token) { return token >= 0 && token < limits.vocab; },
               "tokens must be below the vocabulary's size");
-  require(batch.blocks.size() == static_cast<size_t>(batch.sequences()) * static_cast<size_t>(batch.table),
-          "blocks must have one row a sequence");
+  require(static_cast<size_t>(batch.groups) >= windows.size(), "blocks must have tables for every group");
   for (int sequence = 0; sequence < batch.sequences(); ++sequence) {
-    check_sequence(batch, sequence, limits.num_blocks);
+    check_sequence(batch, sequence, limits.num_blocks, windows);
   }
   require(batch.rows.size() <= static_cast<size_t>(limits.max_tokens), "more logit rows than tokens");
   require_all(batch.rows, [=](int32_t row) { return row >= 0 && row < n; }, "rows must be rows of the batch");

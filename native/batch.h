@@ -30,13 +30,19 @@ struct SamplingRows {
 struct Batch {
   Ints tokens, positions;  // [N]
   Ints starts;             // [B + 1]
-  Ints blocks;             // [B, table]
-  int table;               // blocks of the longest table
+  Ints blocks;             // [groups, B, table]
+  int groups;
+  int table;  // blocks of the longest table
   Ints rows;               // [R]
   SamplingRows sampling;
 
   int n() const { return static_cast<int>(tokens.size()); }
   int sequences() const { return static_cast<int>(starts.size()) - 1; }
+  // Where a sequence's positions lie for a group of KV layers; what it no longer sees may be anything.
+  Ints blocks_of(int group, int sequence) const {
+    const size_t row = static_cast<size_t>(group) * static_cast<size_t>(sequences()) + static_cast<size_t>(sequence);
+    return blocks.subspan(row * static_cast<size_t>(table), static_cast<size_t>(table));
+  }
 };
 
 struct Limits {
@@ -52,6 +58,7 @@ struct StepResult {
 };
 
 // Throws std::invalid_argument, naming the array, unless a step over this batch stays inside every buffer.
-void check_batch(const Batch& batch, const Limits& limits);
+// `windows` has what each group of KV layers sees, 0 = all.
+void check_batch(const Batch& batch, const Limits& limits, Ints windows);
 
 }  // namespace corral

@@ -65,7 +65,7 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
   AttentionTask task{
       .keys = cache.keys(0, unit.kv_head),
       .values = cache.values(0, unit.kv_head),
-      .blocks = batch_->blocks.data() + static_cast<int64_t>(unit.tile.sequence) * batch_->table,
+      .blocks = batch_->blocks_of(cache.group, unit.tile.sequence).data(),
       .block_stride = cache.block_stride(),
       .head_dim = cache.head_dim,
       .scale = op.scale,

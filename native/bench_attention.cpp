@@ -41,12 +41,12 @@ int main(int argc, char** argv) {
     for (int row = 0; row < rows; ++row) positions.push_back(context + row);
     starts.push_back(static_cast<int32_t>(positions.size()));
   }
-  const Batch batch{.tokens = positions, .positions = positions, .starts = starts, .blocks = blocks, .table = table,
-                    .rows = {}, .sampling = {}};
+  const Batch batch{.tokens = positions, .positions = positions, .starts = starts, .blocks = blocks, .groups = 1,
+                    .table = table, .rows = {}, .sampling = {}};
   for (const auto& model : kModels) {
     std::vector<KVCache> caches;
     caches.reserve(model.layers);
-    for (int i = 0; i < model.layers; ++i) caches.emplace_back(model.kv_heads, model.head_dim, 0);
+    for (int i = 0; i < model.layers; ++i) caches.emplace_back(model.kv_heads, model.head_dim, 0, 0);
     const KVMemory memory(num_blocks, caches);
     for (KVCache& cache : caches) {
       for (int block = 0; block < num_blocks; ++block) {

@@ -63,9 +63,9 @@ SamplingRows sampling_of(nb::handle rows) {
 }
 
 Batch batch_of(nb::handle batch) {
-  const auto blocks = array<int32_t, 2>(batch, "blocks");
+  const auto blocks = array<int32_t, 3>(batch, "blocks");
   const auto starts = column<int32_t>(batch, "starts");
-  if (blocks.shape(0) + 1 != starts.size()) {
+  if (blocks.shape(1) + 1 != starts.size()) {
     throw std::invalid_argument("wrong batch: blocks must have one row a sequence");
   }
   return {
@@ -73,7 +73,8 @@ Batch batch_of(nb::handle batch) {
       .positions = column<int32_t>(batch, "positions"),
       .starts = starts,
       .blocks = {blocks.data(), blocks.size()},
-      .table = static_cast<int>(blocks.shape(1)),
+      .groups = static_cast<int>(blocks.shape(0)),
+      .table = static_cast<int>(blocks.shape(2)),
       .rows = column<int32_t>(batch, "rows"),
       .sampling = sampling_of(batch.attr("sampling")),
   };
@@ -158,9 +159,10 @@ void bind_program(nb::module_& m) {
            nb::arg("threads"), nb::arg("isa"))
       .def("add_buffer", [](Program& p, int width, bool selected) { return p.model.add_buffer(width, selected); },
            nb::arg("width"), nb::arg("selected"))
-      .def("add_kv_layer", [](Program& p, int kv_heads, int head_dim, int window) {
-            return p.model.add_kv_layer(kv_heads, head_dim, window);
-          }, nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("window"), "window 0 = all positions.")
+      .def("add_kv_layer", [](Program& p, int kv_heads, int head_dim, int window, int group) {
+            return p.model.add_kv_layer(kv_heads, head_dim, window, group);
+          }, nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("window"), nb::arg("group"),
+           "window 0 = all positions; the layers of a group share block tables.")
       .def("add_matrix", [](Program& p, std::shared_ptr<Matrix> matrix) {
             return p.model.add_matrix(std::move(matrix));
           }, nb::arg("matrix"))

@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <new>
+#include <vector>
 
 namespace corral {
 namespace {
@@ -12,8 +14,14 @@ constexpr size_t kHugePage = size_t{2} << 20;
 }  // namespace
 
 KVMemory::KVMemory(int num_blocks, std::span<KVCache> layers) {
-  int64_t stride = 0;
-  for (const KVCache& layer : layers) stride += layer.kv_heads * 2 * layer.half();
+  std::vector<int64_t> offsets, taken{0};  // of each layer; by the layers of each group so far
+  for (const KVCache& layer : layers) {
+    const auto group = static_cast<size_t>(layer.group);
+    taken.resize(std::max(taken.size(), group + 1));
+    offsets.push_back(taken[group]);
+    taken[group] += layer.kv_heads * 2 * layer.half();
+  }
+  const int64_t stride = *std::max_element(taken.begin(), taken.end());
   // Room to begin at a huge page's boundary.
   const size_t bytes = static_cast<size_t>(num_blocks * stride) * sizeof(uint16_t) + kHugePage;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -22,10 +30,9 @@ KVMemory::KVMemory(int num_blocks, std::span<KVCache> layers) {
   // Blocks of a sequence lie far apart: with small pages every one of them misses the TLB.
   madvise(memory, bytes, MADV_HUGEPAGE);
   auto* place = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) & ~(kHugePage - 1));
-  for (KVCache& layer : layers) {
-    layer.memory_ = place;
-    layer.block_stride_ = stride;
-    place += layer.kv_heads * 2 * layer.half();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i].memory_ = place + offsets[i];
+    layers[i].block_stride_ = stride;
   }
 }
 

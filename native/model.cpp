@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -26,9 +27,12 @@ int Model::add_buffer(int width, bool selected) {
   return static_cast<int>(buffers.size()) - 1;
 }
 
-int Model::add_kv_layer(int kv_heads, int head_dim, int window) {
-  require(kv_heads > 0 && head_dim > 0 && window >= 0, "a KV layer's sizes must be positive");
-  caches.emplace_back(kv_heads, head_dim, window);
+int Model::add_kv_layer(int kv_heads, int head_dim, int window, int group) {
+  require(kv_heads > 0 && head_dim > 0 && window >= 0 && group >= 0, "a KV layer's sizes must be positive");
+  caches.emplace_back(kv_heads, head_dim, window, group);
+  windows.resize(std::max(windows.size(), static_cast<size_t>(group) + 1), 1);
+  int32_t& widest = windows[static_cast<size_t>(group)];
+  widest = window == 0 || widest == 0 ? 0 : std::max(widest, window);
   return static_cast<int>(caches.size()) - 1;
 }
 

@@ -35,12 +35,13 @@ struct Model {
   Limits limits;
   std::vector<Buffer> buffers;
   std::vector<Weight> weights;
-  std::vector<KVCache> caches;
+  std::vector<KVCache> caches;   // one a layer
+  std::vector<int32_t> windows;  // what each group of them sees, 0 = all
   std::vector<RopeTable> ropes;
   std::vector<Op> ops;
 
   int add_buffer(int width, bool selected);
-  int add_kv_layer(int kv_heads, int head_dim, int window);
+  int add_kv_layer(int kv_heads, int head_dim, int window, int group);
   int add_matrix(std::shared_ptr<const Matrix> matrix);
   int add_vector(std::vector<float> values);
   void add(Op op);

@@ -24,7 +24,6 @@ Program::Program(const Limits& limits, int threads, const std::string& isa)
     : kernels_(choose_kernels(isa)), team_(threads), profile_(team_), attention_(team_, kernels_.attend),
       sampler_(*kernels_.pointwise, limits.vocab, team_.size()), strips_(static_cast<size_t>(team_.size())) {
   model.limits = limits;
-  block_of_.resize(static_cast<size_t>(limits.max_tokens));
 }
 
 void Program::finish() {
@@ -37,10 +36,11 @@ void Program::finish() {
   activations_ = allocate_floats(rows * widest / sizeof(float));
   regions_ = plan_regions(model);
   for (const Region& region : regions_) kinds_.push_back(kind_of(region, model));
+  block_of_.resize(model.windows.size() * rows);
 }
 
 void Program::step(const Batch& batch, const StepResult& result) {
-  check_batch(batch, model.limits);
+  check_batch(batch, model.limits, model.windows);
   batch_ = &batch;
   result_ = &result;
   tokens_ = batch.n();
@@ -53,10 +53,13 @@ void Program::step(const Batch& batch, const StepResult& result) {
 }
 
 void Program::find_blocks() {
-  for (int sequence = 0; sequence < batch_->sequences(); ++sequence) {
-    const int32_t* blocks = batch_->blocks.data() + static_cast<int64_t>(sequence) * batch_->table;
-    for (int row = batch_->starts[sequence]; row < batch_->starts[sequence + 1]; ++row) {
-      block_of_[row] = blocks[batch_->positions[row] / kKvBlock];
+  auto block = block_of_.begin();
+  for (size_t group = 0; group < model.windows.size(); ++group) {
+    for (int sequence = 0; sequence < batch_->sequences(); ++sequence) {
+      const Ints blocks = batch_->blocks_of(static_cast<int>(group), sequence);
+      for (int row = batch_->starts[sequence]; row < batch_->starts[sequence + 1]; ++row) {
+        *block++ = blocks[batch_->positions[row] / kKvBlock];
+      }
     }
   }
 }

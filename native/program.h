@@ -73,7 +73,7 @@ class Program {
   void run_row(const Angles& op, int row);
   void run_row(const Quantize& op, int row);
 
-  // Which block each row's keys and values go to.
+  // Which block of each group each row's keys and values go to.
   void find_blocks();
   ActivationRows activations(int x) const;
   // out[(row - rows.begin) * ld + m] = x[row] times row m of the matrix, for the rows of these panels.
@@ -101,7 +101,7 @@ class Program {
   const Batch* batch_ = nullptr;
   const StepResult* result_ = nullptr;
   int tokens_ = 0, logit_rows_ = 0;
-  std::vector<int32_t> block_of_;  // [N]
+  std::vector<int32_t> block_of_;  // [groups, N]
 };
 
 }  // namespace corral

@@ -27,9 +27,10 @@ void Program::run_row(const KVWrite& op, int row) {
   KVCache& cache = model.caches[static_cast<size_t>(op.layer)];
   const float *k = row_of(op.k, row), *v = row_of(op.v, row);
   const int slot = batch_->positions[row] % kKvBlock, dim = cache.head_dim;
+  const int32_t block = block_of_[static_cast<size_t>(cache.group) * tokens_ + row];
   for (int head = 0; head < cache.kv_heads; ++head) {
-    kernels_.pointwise->store_half(k + head * dim, cache.keys(block_of_[row], head) + slot, dim, kKvBlock);
-    kernels_.pointwise->store_half(v + head * dim, cache.values(block_of_[row], head) + slot * dim, dim, 1);
+    kernels_.pointwise->store_half(k + head * dim, cache.keys(block, head) + slot, dim, kKvBlock);
+    kernels_.pointwise->store_half(v + head * dim, cache.values(block, head) + slot * dim, dim, 1);
   }
 }
 

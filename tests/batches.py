@@ -20,8 +20,13 @@ class Part:
     rows: Sequence[int] | None = None  # counted within the part
 
 
-def make_batch(parts: Sequence[Part], sampling: SamplingRows | None = None, **fields: Any) -> Batch:
-    """A Batch of these parts; `fields` change greedy_rows' SamplingRows where `sampling` is not given."""
+def make_batch(
+    parts: Sequence[Part], sampling: SamplingRows | None = None, *, groups: int = 1, **fields: Any
+) -> Batch:
+    """A Batch of these parts; `fields` change greedy_rows' SamplingRows where `sampling` is not given.
+
+    With several groups of KV layers each block of a part stands for as many neighbouring ones, one a group.
+    """
     lengths = [len(part.tokens) for part in parts]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     table = np.full((len(parts), max(len(part.blocks) for part in parts)), -1, np.int32)
@@ -38,7 +43,9 @@ def make_batch(parts: Sequence[Part], sampling: SamplingRows | None = None, **fi
             np.int32
         ),
         starts=starts,
-        blocks=table,
+        blocks=np.stack([np.where(table < 0, -1, table * groups + group) for group in range(groups)]).astype(
+            np.int32
+        ),
         rows=np.array(rows, np.int32),
         sampling=sampling if sampling is not None else replace(greedy_rows(len(rows)), **fields),
     )

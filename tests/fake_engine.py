@@ -99,6 +99,7 @@ class FakeEngine:
             vocab_size=300,
             num_blocks=64,
             block_size=16,
+            kv_tokens=1024,
             weight_bytes=1000,
             kv_bytes=3321,
             load_ns=1,

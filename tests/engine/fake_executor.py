@@ -30,10 +30,14 @@ def _choose(tokens, temperature, seed):
 
 
 class FakeExecutor:
-    """`fail_token`: a row whose last token is this one comes out bad. `error`: what the next step raises."""
+    """`fail_token`: a row whose last token is this one comes out bad. `error`: what the next step raises.
 
-    def __init__(self, num_blocks=64, max_tokens=64, fail_token=-1):
+    Every group of layers must read the same tokens through its own tables, as far back as it sees.
+    """
+
+    def __init__(self, num_blocks=64, max_tokens=64, fail_token=-1, kv_windows=(None,)):
         self.num_blocks, self.max_tokens, self.fail_token = num_blocks, max_tokens, fail_token
+        self.kv_windows = kv_windows
         self.kv = np.full(num_blocks * BLOCK_SIZE, -1, np.int32)
         self.batches: list[Batch] = []
         self.keep = False
@@ -47,14 +51,19 @@ class FakeExecutor:
             self.batches.append(batch)
         assert 0 < len(batch.tokens) <= self.max_tokens
         owner = np.repeat(np.arange(len(batch.starts) - 1), np.diff(batch.starts))
-        where = batch.blocks[owner, batch.positions // BLOCK_SIZE] * BLOCK_SIZE + batch.positions % BLOCK_SIZE
-        assert (where >= 0).all() and len(set(where.tolist())) == len(where), "two tokens in one place"
-        self.kv[where] = batch.tokens
+        assert len(batch.blocks) == len(self.kv_windows)
+        places = (
+            batch.blocks[:, owner, batch.positions // BLOCK_SIZE] * BLOCK_SIZE + batch.positions % BLOCK_SIZE
+        )
+        assert (places >= 0).all() and len(set(places.ravel().tolist())) == places.size, (
+            "two tokens in one place"
+        )
+        self.kv[places] = batch.tokens
         s = batch.sampling
         tokens, logprobs = np.zeros(len(batch.rows), np.int32), np.zeros(len(batch.rows), np.float32)
         top = np.full((len(batch.rows), 20), -1, np.int32)
         for r, row in enumerate(batch.rows):
-            known = self._known(batch.blocks[owner[row]], batch.positions[row])
+            known = self._known(batch.blocks[:, owner[row]], batch.positions[row])
             token, logprob = _choose(known, s.temperature[r], s.seeds[r])
             banned = s.bias_ids[s.bias_starts[r] : s.bias_starts[r + 1]]
             while token in banned:
@@ -67,9 +76,16 @@ class FakeExecutor:
                 top[r, : s.logprobs[r]] = (token + np.arange(s.logprobs[r])) % VOCAB
         return StepResult(tokens, logprobs, top, np.where(top >= 0, np.float32(-1), np.float32(0)))
 
-    def _known(self, blocks, position):
-        kept = self.kv.reshape(-1, BLOCK_SIZE)[blocks[: position // BLOCK_SIZE + 1]].reshape(-1)
-        return kept[: position + 1].tolist()
+    def _known(self, tables, position):
+        seen = []
+        for window, table in zip(self.kv_windows, tables, strict=True):
+            at = np.arange(max(0, position + 1 - (window or position + 1)), position + 1)
+            blocks = table[at // BLOCK_SIZE]
+            assert (blocks >= 0).all(), "a block that is seen is not there"
+            seen.append(self.kv[blocks * BLOCK_SIZE + at % BLOCK_SIZE].tolist())
+        known = max(seen, key=len)
+        assert all(tokens == known[len(known) - len(tokens) :] for tokens in seen), "groups read other tokens"
+        return known
 
     def buffer(self, index):
         raise NotImplementedError
@@ -80,6 +96,8 @@ class FakeExecutor:
 
 class NullExecutor:
     """Answers token 7 at once: what is left is the engine's own time."""
+
+    kv_windows = (None,)
 
     def __init__(self, num_blocks=4096, max_tokens=256):
         self.num_blocks, self.max_tokens = num_blocks, max_tokens

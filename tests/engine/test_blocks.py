@@ -12,6 +12,10 @@ def digests_of(tokens, block_size=4):
     return digests
 
 
+def names_of(tokens, block_size=4):
+    return [(digest, 0) for digest in digests_of(tokens, block_size)]
+
+
 def test_digest_of_a_block_depends_on_everything_before_it():
     assert digests_of([1, 2, 3, 4, 5, 6, 7, 8])[1] != digests_of([9, 2, 3, 4, 5, 6, 7, 8])[1]
     assert digests_of([1, 2, 3, 4, 5, 6, 7, 8]) == digests_of([1, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -21,7 +25,7 @@ def test_digest_of_a_block_depends_on_everything_before_it():
 def test_blank_blocks_are_taken_before_cached_ones_and_tails_before_heads():
     pool = BlockPool(4)
     head, tail = pool.take(), pool.take()
-    names = digests_of(list(range(8)))
+    names = names_of(list(range(8)))
     pool.publish(head, names[0])
     pool.publish(tail, names[1])
     pool.release([head, tail])
@@ -37,11 +41,11 @@ def test_blank_blocks_are_taken_before_cached_ones_and_tails_before_heads():
 def test_release_makes_the_least_recently_used_prefix_go_first():
     pool = BlockPool(2)
     first, second = pool.take(), pool.take()
-    pool.publish(first, b"first")
-    pool.publish(second, b"second")
+    pool.publish(first, (b"first", 0))
+    pool.publish(second, (b"second", 0))
     pool.release([first])
     pool.release([second])
-    pool.share(pool.find([b"first"]))
+    pool.share(pool.find([(b"first", 0)]))
     pool.release([first])
     assert pool.take() == second
 
@@ -49,7 +53,7 @@ def test_release_makes_the_least_recently_used_prefix_go_first():
 def test_sharing_a_block_keeps_it_until_the_last_holder_lets_go():
     pool = BlockPool(1)
     block = pool.take()
-    pool.publish(block, b"x")
+    pool.publish(block, (b"x", 0))
     pool.share([block])
     pool.release([block])
     assert pool.free == 0
@@ -60,26 +64,26 @@ def test_sharing_a_block_keeps_it_until_the_last_holder_lets_go():
 def test_publishing_an_equal_block_leaves_the_known_one():
     pool = BlockPool(2)
     first, second = pool.take(), pool.take()
-    pool.publish(first, b"x")
-    pool.publish(second, b"x")
-    assert pool.find([b"x"]) == [first]
+    pool.publish(first, (b"x", 0))
+    pool.publish(second, (b"x", 0))
+    assert pool.find([(b"x", 0)]) == [first]
     pool.release([second])
     pool.check([[first]])
 
 
-@pytest.mark.parametrize("spoil", ["_holders", "_blank", "_by_digest", "_cached"])
+@pytest.mark.parametrize("spoil", ["_holders", "_blank", "_by_name", "_cached"])
 def test_check_sees_broken_books(spoil):
     pool = BlockPool(3)
     held, cached = pool.take(), pool.take()
-    pool.publish(cached, b"x")
+    pool.publish(cached, (b"x", 0))
     pool.release([cached])
     pool.check([[held]])
     if spoil == "_holders":
         pool._holders[held] = 2
     elif spoil == "_blank":
         pool._blank.append(held)
-    elif spoil == "_by_digest":
-        pool._by_digest[b"y"] = held
+    elif spoil == "_by_name":
+        pool._by_name[(b"y", 0)] = held
     else:
         pool._cached.clear()
     with pytest.raises(AssertionError):
@@ -96,8 +100,7 @@ class Pools(RuleBasedStateMachine):
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=10))
     def enter(self, tokens):
-        names = []
-        extend_digests(names, tokens, len(tokens) // 2, 2)
+        names = names_of(tokens, 2)
         hits = self.pool.find(names)
         missing = len(names) - len(hits)
         if missing + self.pool.idle(hits) > self.pool.free:

@@ -289,18 +289,38 @@ def test_load_counts_tokens_in_used_blocks():
     assert (load.running, load.blocks_used, load.tokens_held) == (2, 4, 32 + 9 + 8)
 
 
+@pytest.mark.parametrize(
+    ("kv_windows", "num_blocks"), [((None,), 24), ((40, None), 40), ((17, None, 33, 1), 48)]
+)
+def test_replies_longer_than_windows_are_right_in_a_pool_that_is_short(kv_windows, num_blocks):
+    requests = {id: ([id % 3] * (20 + 37 * id), greedy(150)) for id in range(4)}
+    expected = {id: next_tokens(prompt, 150) for id, (prompt, _) in requests.items()}
+    engine = make(FakeExecutor(num_blocks=num_blocks, kv_windows=kv_windows), batch_tokens=48)
+    outputs = run(engine, requests)
+    assert {id: tokens_of(outputs[id]) for id in outputs} == expected
+    assert engine.load.preemptions > 0 and engine.load.blocks_used == 0
+    for cached in (False, True):
+        alone = run(engine, {9: (requests[3][0] + expected[3], greedy(9))})[9]
+        assert tokens_of(alone) == next_tokens(requests[3][0] + expected[3], 9)
+        assert alone[-1].stats.cached_tokens == 272 or not cached
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_random_life_is_right_token_for_token(data):
     """Random arrivals, cancels and pool sizes: what is not cancelled equals what it gives alone."""
     blocks, batch, running = (data.draw(st.integers(*r)) for r in ((3, 8), (1, 40), (1, 5)))
-    engine = make(FakeExecutor(num_blocks=blocks), batch_tokens=batch, max_sequences=running)
+    windows = data.draw(st.sampled_from([(None,), (None, 20), (17, 17, None), (5, None, 40, None)]))
+    executor = FakeExecutor(num_blocks=blocks * len(windows), kv_windows=windows)
+    engine = make(executor, batch_tokens=batch, max_sequences=running)
+    longest = engine.limits.kv_tokens
+    assert longest >= blocks * 16
     expected, got = {}, {}
     for id in range(data.draw(st.integers(1, 8))):
-        prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=blocks * 16 - 1))
+        prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=longest - 1))
         reply = data.draw(st.integers(1, 20))
         scores = data.draw(st.sampled_from([None, None, 0]))
-        expected[id] = next_tokens(prompt, min(reply, blocks * 16 + 1 - len(prompt)))
+        expected[id] = next_tokens(prompt, min(reply, longest + 1 - len(prompt)))
         got[id] = []
         engine.add(id, prompt, greedy(reply, prompt_logprobs=scores))
         for _ in range(data.draw(st.integers(0, 4))):

@@ -1,7 +1,10 @@
 """A request gives the same reply alone, in company, in any chunks, from a hot cache, after preemption."""
 
+from functools import partial
+
 import pytest
 
+from batches import Part, blocks_for, make_batch
 from corral.engine.engine import Engine, EngineOptions
 from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
@@ -10,7 +13,11 @@ from corral.weights.gguf import open_gguf
 from gguf_files import tiny_gemma3, tiny_llama
 
 SEQUENCES, REPLY = 20, 24
-FAMILIES = {"llama": tiny_llama, "gemma3": tiny_gemma3}
+FAMILIES = {
+    "llama": tiny_llama,
+    "gemma3": tiny_gemma3,
+    "windows": partial(tiny_llama, metadata={"llama.attention.sliding_window": 20}),
+}
 
 
 def native(program, **options):
@@ -35,6 +42,7 @@ def executor_name(request):
 
 
 def make(name, program, num_blocks=200, batch_tokens=64):
+    num_blocks *= len(program.kv_groups)
     executor = EXECUTORS[name](program, num_blocks=num_blocks, max_tokens=64)
     options = EngineOptions(
         eos_ids=frozenset(),
@@ -109,6 +117,37 @@ def test_replies_do_not_depend_on_how_they_are_computed(executor_name, program, 
     short = make(executor_name, program, num_blocks=14)
     assert_same(executor_name, alone, run(short, wanted))
     assert short.load.preemptions > 0
+
+
+def test_a_context_far_beyond_the_window_is_read_as_if_every_block_were_kept(executor_name, program):
+    """Sequences of 450 tokens where windows are of 20 or 32, in a pool that holds two such ones at most."""
+    vocab = program.vocab_size
+    wanted = [
+        (
+            id,
+            [(11 * i + i // 7 * id) % vocab for i in range(400)],
+            SamplingParams(temperature=0, max_tokens=50),
+        )
+        for id in range(4)
+    ]
+    engine = make(executor_name, program, num_blocks=58)
+    for _ in range(2):  # then with what is left in the cache
+        replies = run(engine, wanted)
+        for id, prompt, _ in wanted:
+            assert replies[id][0] == keeping_everything(executor_name, program, prompt, 50)
+
+
+def keeping_everything(name, program, prompt, count):
+    """The same greedy reply from the executor alone, with a block of its own for every position."""
+    groups, length = len(program.kv_groups), len(prompt) + count
+    blocks = blocks_for(length)
+    executor = EXECUTORS[name](program, num_blocks=len(blocks) * groups, max_tokens=512)
+    known, computed = list(prompt), 0
+    while len(known) < length:
+        part = Part(known[computed:], blocks, computed, rows=[len(known) - computed - 1])
+        computed = len(known)
+        known += executor.step(make_batch([part], groups=groups)).tokens.tolist()
+    return known[len(prompt) :]
 
 
 @pytest.mark.model

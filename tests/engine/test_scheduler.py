@@ -3,12 +3,12 @@ from hypothesis import strategies as st
 
 from corral.engine.scheduler import Scheduler
 from corral.engine.sequence import Sequence
+from corral.engine.tables import BlockTables
 
 
-def make(num_blocks=8, block_size=4, batch_tokens=16, max_sequences=4):
-    return Scheduler(
-        num_blocks=num_blocks, block_size=block_size, batch_tokens=batch_tokens, max_sequences=max_sequences
-    )
+def make(num_blocks=8, block_size=4, batch_tokens=16, max_sequences=4, windows=(None,)):
+    tables = BlockTables(num_blocks, block_size, windows, batch_tokens)
+    return Scheduler(tables, batch_tokens=batch_tokens, max_sequences=max_sequences)
 
 
 def run_step(scheduler, reply=None, reading=None):
@@ -126,7 +126,7 @@ def test_a_prefix_is_found_but_never_the_whole_prompt():
     again = Sequence(2, list(range(8)))
     s.add(again)
     assert run_step(s) == {2: 4}
-    assert again.cached == 4 and again.blocks[0] != again.blocks[1]
+    assert again.cached == 4 and again.tables[0][0] != again.tables[0][1]
 
 
 def test_a_prefix_is_shared_while_its_first_holder_runs():
@@ -135,7 +135,7 @@ def test_a_prefix_is_shared_while_its_first_holder_runs():
     run_step(s)
     s.add(Sequence(2, list(range(9))))
     assert run_step(s) == {1: 1, 2: 1}
-    assert s.running[0].blocks[:2] == s.running[1].blocks[:2]
+    assert s.running[0].tables[0][:2] == s.running[1].tables[0][:2]
     assert s.pool.used == 4
 
 
@@ -184,6 +184,7 @@ def test_remove_of_a_waiting_sequence_leaves_the_others():
     assert run_step(s) == {2: 1}
 
 
+layers = st.sampled_from([(None,), (7,), (1,), (None, 6), (5, None, 5, 12), (None, None, 16)])
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
 arrivals = st.lists(
     st.tuples(st.integers(0, 12), prompts, st.integers(1, 12), st.none() | st.integers(0, 30)),
@@ -192,10 +193,17 @@ arrivals = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(arrivals, st.integers(5, 12), st.integers(1, 9), st.integers(1, 5), st.none() | st.integers(0, 9))
-def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, batch_tokens, max_sequences, reading):
+@given(
+    arrivals,
+    st.integers(5, 12),
+    st.tuples(st.integers(1, 9), st.integers(1, 5)),
+    st.none() | st.integers(0, 9),
+    layers,
+)
+def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, sizes, reading, windows):
     """Arrivals: step of arrival, prompt, reply length, step of cancellation."""
-    s = make(num_blocks, 4, batch_tokens, max_sequences)
+    batch_tokens, max_sequences = sizes
+    s = make(num_blocks * len(windows), 4, batch_tokens, max_sequences, windows)
     limits, live, ended = {}, {}, set()
     step = 0
     last_arrival = max((when for when, *_ in arrivals), default=0)

@@ -62,7 +62,7 @@ def program(model: str, request: pytest.FixtureRequest) -> Iterator[Program]:
 
 @pytest.fixture(scope="module")
 def reference(program: Program) -> Iterator[Executor]:
-    executor = ReferenceExecutor(program, num_blocks=20, max_tokens=MAX_TOKENS)
+    executor = ReferenceExecutor(program, num_blocks=20 * len(program.kv_groups), max_tokens=MAX_TOKENS)
     yield executor
     executor.close()
 
@@ -72,7 +72,10 @@ def native(program: Program) -> Iterator[Executor]:
     pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
     from corral.executors.native import NativeExecutor
 
-    executor = NativeExecutor(program, num_blocks=20, max_tokens=MAX_TOKENS, max_sequences=1, threads=2)
+    num_blocks = 20 * len(program.kv_groups)
+    executor = NativeExecutor(
+        program, num_blocks=num_blocks, max_tokens=MAX_TOKENS, max_sequences=1, threads=2
+    )
     yield executor
     executor.close()
 
@@ -83,6 +86,7 @@ def score(executor: Executor, tokens: np.ndarray) -> StepResult:
     return executor.step(
         make_batch(
             [Part(tokens, blocks_for(count))],
+            groups=len(executor.kv_windows),
             target=np.append(tokens[1:], 0).astype(np.int32),
             logprobs=np.full(count, 20, np.int32),
         )
@@ -132,7 +136,9 @@ def follow_greedily(executor: Executor, golden: Golden) -> tuple[list[int], list
         rows = [stop - start - 1] if start == 0 else None
         part = Part(tokens[start:stop], blocks, start, rows)
         count = 1 if rows else stop - start
-        result = executor.step(make_batch([part], logprobs=np.full(count, 2, np.int32)))
+        result = executor.step(
+            make_batch([part], groups=len(executor.kv_windows), logprobs=np.full(count, 2, np.int32))
+        )
         said += result.tokens.tolist()
         close += (result.top_logprobs[:, 0] - result.top_logprobs[:, 1] <= NEAR_TIE).tolist()
     return said, close

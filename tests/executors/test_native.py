@@ -21,6 +21,7 @@ from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Add, Head, KVWrite, Linear, Program, RmsNorm, Select
 from corral.models.table import build_program
+from corral.types import BLOCK_SIZE
 from corral.weights.gguf import open_gguf
 from gguf_files import tiny_gemma3, tiny_llama
 from op_programs import ProgramBuilder
@@ -39,13 +40,19 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def open_native(program: Program, **fields: Any) -> NativeExecutor:
-    sizes = {"num_blocks": NUM_BLOCKS, "max_tokens": 512, "max_sequences": 32, "threads": 2}
+    sizes = {
+        "num_blocks": NUM_BLOCKS * len(program.kv_groups),
+        "max_tokens": 512,
+        "max_sequences": 32,
+        "threads": 2,
+    }
     return NativeExecutor(program, **{**sizes, **fields})
 
 
 def run(executor: NativeExecutor, *parts: Part) -> StepResult:
     rows = sum(len(part.tokens if part.rows is None else part.rows) for part in parts)
-    return executor.step(make_batch(parts, logprobs=np.full(rows, 20, np.int32)))
+    groups = len(executor.kv_windows)
+    return executor.step(make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
 
 
 def same_bits(found: StepResult, wanted: StepResult, rows: slice = slice(None)) -> None:
@@ -61,8 +68,10 @@ def whole(program: Program) -> StepResult:
 
 @pytest.mark.parametrize("isa", ["scalar", "auto"])
 def test_results_agree_with_the_reference(program: Program, isa: str) -> None:
-    native, reference = open_native(program, isa=isa), ReferenceExecutor(program, num_blocks=8, max_tokens=90)
-    batch = make_batch([Part(TOKENS[:90], blocks_for(90))], logprobs=np.full(90, 20, np.int32))
+    native, groups = open_native(program, isa=isa), len(program.kv_groups)
+    reference = ReferenceExecutor(program, num_blocks=8 * groups, max_tokens=90)
+    parts = [Part(TOKENS[:90], blocks_for(90))]
+    batch = make_batch(parts, groups=groups, logprobs=np.full(90, 20, np.int32))
     found, wanted = native.step(batch), reference.step(batch)
     # Activations of eight bits: logits are near the float32 ones, far from any other's.
     spread = wanted.top_logprobs[:, 0] - wanted.top_logprobs[:, -1]
@@ -155,10 +164,12 @@ WRONG: Sequence[dict[str, Any]] = [
     {"starts": np.array([1, 2, 3], I32)},
     {"starts": np.array([0, 2, 2], I32)},
     {"starts": np.array([], I32)},
-    {"blocks": np.array([[0], [NUM_BLOCKS]], I32)},
-    {"blocks": np.array([[0], [-1]], I32)},
-    {"blocks": np.zeros((2, 0), I32)},
-    {"blocks": np.zeros((1, 1), I32)},
+    {"blocks": np.array([[[0], [NUM_BLOCKS * 9]]] * 6, I32)},
+    {"blocks": np.array([[[0], [-1]]] * 6, I32)},
+    {"blocks": np.zeros((6, 2, 0), I32)},
+    {"blocks": np.zeros((6, 1, 1), I32)},
+    {"blocks": np.zeros((0, 2, 1), I32)},
+    {"blocks": np.zeros((2, 1), I32)},
     {"rows": np.array([0, 3], I32)},
     {"rows": np.array([-1, 0], I32)},
     {"rows": np.array([0], I32)},
@@ -192,30 +203,50 @@ WRONG: Sequence[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", WRONG, ids=str)
 def test_a_wrong_batch_is_refused_and_the_next_one_runs(program: Program, fields: dict[str, Any]) -> None:
     executor = open_native(program, max_tokens=8, max_sequences=2)
-    good = make_batch([Part([4, 5], [0], rows=[0, 1]), Part([6], [1], rows=[])])
+    parts = [Part([4, 5], [0], rows=[0, 1]), Part([6], [1], rows=[])]
+    good = make_batch(parts, groups=len(program.kv_groups))
     before = executor.step(good)
     with pytest.raises((ValueError, TypeError)):
         executor.step(broken(good, **fields))
     same_bits(executor.step(good), before)
 
 
+def test_blocks_that_no_row_sees_need_not_be_there(tmp_path: Path) -> None:
+    program = build_program(open_gguf(tiny_gemma3(tmp_path / "m.gguf", window=32)))
+    executor, groups = open_native(program), len(program.kv_groups)
+    batch = make_batch([Part(TOKENS[:100], blocks_for(101), rows=[])], groups=groups)
+    executor.step(batch)
+    last = make_batch([Part([3], blocks_for(101), 100)], groups=groups)
+    wanted = executor.step(last)
+    for group, window in enumerate(program.kv_groups):
+        for block in range(7):
+            gap = last.blocks.copy()
+            gap[group, 0, block] = -1
+            if window.window and (block + 1) * BLOCK_SIZE <= 101 - window.window:
+                same_bits(executor.step(broken(last, blocks=gap)), wanted)
+            else:
+                with pytest.raises(ValueError, match="blocks"):
+                    executor.step(broken(last, blocks=gap))
+
+
 def test_more_tokens_or_sequences_than_promised_are_refused(program: Program) -> None:
     executor = open_native(program, max_tokens=4, max_sequences=2)
     with pytest.raises(ValueError, match="tokens"):
-        executor.step(make_batch([Part([1] * 5, [0])]))
+        run(executor, Part([1] * 5, [0]))
     with pytest.raises(ValueError, match="sequences"):
-        executor.step(make_batch([Part([1], [0]), Part([1], [1]), Part([1], [2])]))
+        run(executor, Part([1], [0]), Part([1], [1]), Part([1], [2]))
 
 
 def test_a_step_without_tokens_gives_nothing(program: Program) -> None:
     executor = open_native(program)
     batch = make_batch([Part([1], [0], rows=[])])
+    groups = len(program.kv_groups)
     empty = replace(
         batch,
         tokens=np.zeros(0, I32),
         positions=np.zeros(0, I32),
         starts=np.zeros(1, I32),
-        blocks=np.zeros((0, 1), I32),
+        blocks=np.zeros((groups, 0, 1), I32),
     )
     assert executor.step(empty).tokens.shape == (0,)
 
@@ -321,7 +352,7 @@ def test_kv_memory_becomes_resident_as_blocks_are_written() -> None:
 
 def test_an_idle_team_sleeps(program: Program) -> None:
     executor = open_native(program, threads=4)
-    executor.step(make_batch([Part(TOKENS, blocks_for(len(TOKENS)))]))
+    run(executor, Part(TOKENS, blocks_for(len(TOKENS))))
     time.sleep(0.05)
     before = time.process_time()
     time.sleep(0.4)

@@ -27,12 +27,13 @@ def program(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Program]
 
 @pytest.fixture
 def executor(program: Program) -> Executor:
-    return ReferenceExecutor(program, num_blocks=32, max_tokens=128)
+    return ReferenceExecutor(program, num_blocks=32 * len(program.kv_groups), max_tokens=128)
 
 
 def run(executor: Executor, parts: list[Part]) -> StepResult:
     rows = sum(len(part.tokens) for part in parts)
-    return executor.step(make_batch(parts, logprobs=np.full(rows, 20, np.int32)))
+    groups = len(executor.kv_windows)
+    return executor.step(make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 50])
@@ -70,14 +71,16 @@ def test_prefill_and_decode_mix_in_one_step(executor: Executor) -> None:
 def test_only_wanted_rows_come_back_in_their_order(executor: Executor) -> None:
     blocks = blocks_for(len(TOKENS))
     whole = run(executor, [Part(TOKENS, blocks)])
-    some = executor.step(make_batch([Part(TOKENS, blocks, rows=[3, 89])], logprobs=np.full(2, 20, np.int32)))
+    groups, part = len(executor.kv_windows), Part(TOKENS, blocks, rows=[3, 89])
+    some = executor.step(make_batch([part], groups=groups, logprobs=np.full(2, 20, np.int32)))
     np.testing.assert_allclose(some.top_logprobs, whole.top_logprobs[[3, 89]], **CLOSE)
 
 
 def test_a_step_that_wants_no_logits_still_fills_the_cache(executor: Executor) -> None:
     blocks = blocks_for(len(TOKENS))
     whole = run(executor, [Part(TOKENS, blocks)])
-    executor.step(make_batch([Part(TOKENS[:-1], blocks_for(len(TOKENS), first=8), rows=[])]))
+    part = Part(TOKENS[:-1], blocks_for(len(TOKENS), first=8), rows=[])
+    executor.step(make_batch([part], groups=len(executor.kv_windows)))
     last = run(executor, [Part(TOKENS[-1:], blocks_for(len(TOKENS), first=8), start=len(TOKENS) - 1)])
     np.testing.assert_allclose(last.top_logprobs[0], whole.top_logprobs[-1], **CLOSE)
 

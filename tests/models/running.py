@@ -14,9 +14,10 @@ from corral.weights.gguf import open_gguf
 def logprobs(path: Path, tokens: list[int]) -> np.ndarray:
     """Log-probs [N, vocabulary] of a file's own Program, in one step."""
     with open_gguf(path) as file:
-        blocks = blocks_for(len(tokens))
-        executor = ReferenceExecutor(build_program(file), num_blocks=len(blocks), max_tokens=len(tokens))
-        executor.step(make_batch([Part(tokens, blocks)]))
+        program, blocks = build_program(file), blocks_for(len(tokens))
+        groups = len(program.kv_groups)
+        executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(tokens))
+        executor.step(make_batch([Part(tokens, blocks)], groups=groups))
         result = dense.log_softmax(executor.logits.astype(np.float64))
         executor.close()
     return result

@@ -10,6 +10,7 @@ from running import logprobs, random_tokens
 from corral.errors import UnsupportedModel
 from corral.models.program import Attention, Embed, Head, Linear, Rope
 from corral.models.table import build_program
+from corral.types import BLOCK_SIZE
 from corral.weights.gguf import open_gguf
 from gguf_files import tiny_llama
 
@@ -78,7 +79,7 @@ def test_program_has_the_shape_of_the_architecture(tmp_path: Path) -> None:
         program = build_program(file)
     assert len(program.kv_layers) == 3
     assert program.context_length == 512
-    assert program.kv_bytes_per_token() == 3 * 2 * 2 * 16 * 2
+    assert program.kv_block_bytes() == BLOCK_SIZE * 3 * 2 * 2 * 16 * 2
     assert isinstance(program.ops[0], Embed)
     assert isinstance(program.ops[-1], Head)
     assert sum(isinstance(op, Attention) for op in program.ops) == 3

@@ -82,6 +82,7 @@ class FakeEngines:
             vocab_size=9,
             num_blocks=4,
             block_size=16,
+            kv_tokens=64,
             weight_bytes=1,
             kv_bytes=1,
             load_ns=1,

@@ -17,7 +17,7 @@ class Limits:
 
     context_length: int
     vocab_size: int
-    kv_tokens: int  # tokens that the whole KV cache holds
+    kv_tokens: int  # the longest sequence that the KV cache holds
 
     def context_of(self, params: SamplingParams) -> int:
         """The context that a request has: its own wish, at most the model's."""

@@ -38,11 +38,11 @@ class Rows:
 
 
 class BatchArrays:
-    """Per-request arrays [S] and block tables [S, P] for at most S running requests."""
+    """Per-request arrays [S] and block tables [groups, S, P] for at most S running requests."""
 
-    def __init__(self, max_sequences: int, max_blocks: int):
+    def __init__(self, max_sequences: int, groups: int, max_blocks: int):
         self._free = list(range(max_sequences - 1, -1, -1))
-        self._tables = np.full((max_sequences, max_blocks), -1, np.int32)
+        self._tables = np.full((groups, max_sequences, max_blocks), -1, np.int32)
         self._floats = np.zeros((6, max_sequences), np.float32)
         self._integers = np.zeros((3, max_sequences), np.int32)  # top_k, logprobs, prompt_logprobs
         self._seeds = np.zeros(max_sequences, _U64)
@@ -66,7 +66,7 @@ class BatchArrays:
     def leave(self, request: Request) -> None:
         """Take the row back; harmless when there is none."""
         if request.slot >= 0:
-            self._tables[request.slot, : request.listed] = -1
+            self._tables[:, request.slot, : request.listed] = -1
             self._free.append(request.slot)
             request.slot = -1
 
@@ -74,11 +74,12 @@ class BatchArrays:
         """Raise AssertionError unless exactly these requests have rows, and the rows their blocks."""
         slots = {request.slot for request in running}
         assert len(slots) == len(running) and not slots & set(self._free), "a row is shared"
-        assert len(slots) + len(self._free) == len(self._tables), "a row is lost"
+        assert len(slots) + len(self._free) == self._tables.shape[1], "a row is lost"
         for request in running:
-            row = self._tables[request.slot].tolist()
-            listed = request.sequence.blocks[: request.listed]
-            assert row == listed + [-1] * (len(row) - len(listed)), "a block table is stale"
+            sequence = request.sequence
+            for rows, table, dropped in zip(self._tables, sequence.tables, sequence.dropped, strict=True):
+                row, listed = rows[request.slot].tolist(), table[: request.listed]
+                assert row[dropped:] == listed[dropped:] + [-1] * (len(row) - len(listed)), "a table is stale"
 
     def batch(self, chunks: list[tuple[Request, int]]) -> tuple[Batch, Rows]:
         """The arrays for computing the next `count` tokens of each request."""
@@ -106,17 +107,19 @@ class BatchArrays:
             tokens=np.array(tokens, np.int32),
             positions=np.array(positions, np.int32),
             starts=np.array(starts, np.int32),
-            blocks=np.ascontiguousarray(self._tables[slots, :width]),
+            blocks=self._tables[:, :, :width].take(slots, axis=1),
             rows=np.array(rows.where, np.int32),
             sampling=self._sampling(rows),
         )
         return batch, rows
 
     def _list_blocks(self, request: Request) -> None:
-        blocks = request.sequence.blocks
-        if len(blocks) != request.listed:
-            self._tables[request.slot, request.listed : len(blocks)] = blocks[request.listed :]
-            request.listed = len(blocks)
+        """Write what is new; entries that were dropped since stay as they were, and nobody reads them."""
+        tables, listed = request.sequence.tables, request.listed
+        length = len(tables[0])
+        if length != listed:
+            self._tables[:, request.slot, listed:length] = [table[listed:] for table in tables]
+            request.listed = length
 
     def _sampling(self, rows: Rows) -> SamplingRows:
         slots = np.array(rows.slots, np.intp)

@@ -1,6 +1,7 @@
 """The KV cache's blocks: who holds which, which free ones still carry a reusable prefix, and what goes first.
 
-A full block is named by a digest of its tokens and of the block before it: equal digests, equal prefixes.
+A full block is named by a digest of its tokens and of the block before it, and by its group of layers: equal
+digests, equal prefixes.
 Free blocks are of two kinds: blank ones, taken first, and cached ones, taken oldest first.
 """
 
@@ -11,6 +12,8 @@ from hashlib import blake2b
 
 _ROOT = b""
 _DIGEST_BYTES = 16
+
+Name = tuple[bytes, int]  # digest and group
 
 
 def block_digest(parent: bytes, tokens: list[int]) -> bytes:
@@ -31,8 +34,8 @@ class BlockPool:
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks
         self._holders = [0] * num_blocks
-        self._digests: list[bytes | None] = [None] * num_blocks
-        self._by_digest: dict[bytes, int] = {}
+        self._names: list[Name | None] = [None] * num_blocks
+        self._by_name: dict[Name, int] = {}
         self._blank = list(range(num_blocks - 1, -1, -1))  # a stack: memory that was never touched goes last
         self._cached: OrderedDict[int, None] = OrderedDict()  # free but reusable; the first is evicted first
 
@@ -61,11 +64,11 @@ class BlockPool:
         self._holders[block] = 1
         return block
 
-    def find(self, digests: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest known prefix; holds nothing yet."""
+    def find(self, names: Iterable[Name]) -> list[int]:
+        """The blocks of these names, up to the first that is not known; holds nothing yet."""
         found = []
-        for digest in digests:
-            block = self._by_digest.get(digest)
+        for name in names:
+            block = self._by_name.get(name)
             if block is None:
                 break
             found.append(block)
@@ -82,28 +85,28 @@ class BlockPool:
                 del self._cached[block]
             self._holders[block] += 1
 
-    def publish(self, block: int, digest: bytes) -> None:
+    def publish(self, block: int, name: Name) -> None:
         """Let others find a full, computed block. An equal one that is known already stays the known one."""
-        if self._digests[block] is None and digest not in self._by_digest:
-            self._digests[block] = digest
-            self._by_digest[digest] = block
+        if self._names[block] is None and name not in self._by_name:
+            self._names[block] = name
+            self._by_name[name] = block
 
     def release(self, blocks: list[int]) -> None:
-        """Let go of a sequence's blocks; the tail becomes evictable before the head."""
+        """Let go of a sequence's blocks; the last becomes evictable before the first."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block]:
                 continue
-            if self._digests[block] is None:
+            if self._names[block] is None:
                 self._blank.append(block)
             else:
                 self._cached[block] = None
 
     def _forget(self, block: int) -> None:
-        digest = self._digests[block]
-        assert digest is not None, "a cached block has a digest"
-        del self._by_digest[digest]
-        self._digests[block] = None
+        name = self._names[block]
+        assert name is not None, "a cached block has a name"
+        del self._by_name[name]
+        self._names[block] = None
 
     def check(self, tables: Iterable[list[int]]) -> None:
         """Raise AssertionError unless every count agrees with these tables, which are all that are held."""
@@ -113,7 +116,7 @@ class BlockPool:
         free = set(self._blank) | set(self._cached)
         assert len(free) == len(self._blank) + len(self._cached), "a block is free twice"
         assert not free & held.keys() and len(free) + len(held) == self.num_blocks, "free + used = all"
-        named = {digest: block for block, digest in enumerate(self._digests) if digest is not None}
-        assert named == self._by_digest, "digest map"
-        assert all(self._digests[block] is None for block in self._blank), "a blank block has a digest"
-        assert all(self._digests[block] is not None for block in self._cached), "a cached block has none"
+        named = {name: block for block, name in enumerate(self._names) if name is not None}
+        assert named == self._by_name, "names"
+        assert all(self._names[block] is None for block in self._blank), "a blank block has a name"
+        assert all(self._names[block] is not None for block in self._cached), "a cached block has none"

@@ -148,8 +148,7 @@ class EngineClient:
         if not isinstance(answer, Ready):
             raise EngineFailed("the engine process answered before it was ready")
         self.ready = answer
-        kv_tokens = answer.num_blocks * answer.block_size
-        self._limits = Limits(answer.context_length, answer.vocab_size, kv_tokens)
+        self._limits = Limits(answer.context_length, answer.vocab_size, answer.kv_tokens)
 
     def _take(self, message: FromEngine) -> None:
         """Act on a message: give a step's outputs to their requests, all in one go."""

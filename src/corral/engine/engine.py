@@ -9,6 +9,7 @@ from corral.engine.pace import StepCost
 from corral.engine.protocol import Load, Output
 from corral.engine.request import Request
 from corral.engine.scheduler import Plan, Scheduler
+from corral.engine.tables import BlockTables
 from corral.errors import Overloaded
 from corral.executors.batch import Executor, StepResult
 from corral.types import BLOCK_SIZE, FinishReason, SamplingParams, TokenLogprob
@@ -34,15 +35,13 @@ class Engine:
     def __init__(self, executor: Executor, options: EngineOptions):
         self.executor = executor
         self.options = options
-        self.scheduler = Scheduler(
-            num_blocks=executor.num_blocks,
-            block_size=BLOCK_SIZE,
-            batch_tokens=min(options.batch_tokens, executor.max_tokens),
-            max_sequences=options.max_sequences,
-        )
+        batch_tokens = min(options.batch_tokens, executor.max_tokens)
+        tables = BlockTables(executor.num_blocks, BLOCK_SIZE, executor.kv_windows, batch_tokens)
+        self.scheduler = Scheduler(tables, batch_tokens=batch_tokens, max_sequences=options.max_sequences)
         self.limits = Limits(options.context_length, options.vocab_size, self.scheduler.capacity)
         longest = min(options.context_length, self.scheduler.capacity)
-        self._arrays = BatchArrays(self.scheduler.max_sequences, -(-longest // BLOCK_SIZE))
+        groups = len(executor.kv_windows)
+        self._arrays = BatchArrays(self.scheduler.max_sequences, groups, -(-longest // BLOCK_SIZE))
         self._requests: dict[int, Request] = {}
         self._done: list[Output] = []  # ended without a step
         self._cost = StepCost()
@@ -83,7 +82,7 @@ class Engine:
             waiting=len(scheduler.waiting),
             blocks_used=used,
             blocks_cached=scheduler.pool.cached,
-            tokens_held=used * scheduler.block_size - scheduler.wasted_tokens(),
+            tokens_held=used * BLOCK_SIZE - scheduler.wasted_tokens(),
             preemptions=scheduler.preemptions,
             steps=self._steps,
         )
@@ -93,7 +92,7 @@ class Engine:
         self.scheduler.check()
         held = {id(s) for s in (*self.scheduler.running, *self.scheduler.waiting)}
         assert held == {id(request.sequence) for request in self._requests.values()}, "requests and sequences"
-        self._arrays.check([r for r in self._requests.values() if r.sequence.blocks])
+        self._arrays.check([r for r in self._requests.values() if r.sequence.tables])
 
     def step(self) -> list[Output]:
         """Compute one step and give its outputs. An executor's ValueError fails this step's requests only."""

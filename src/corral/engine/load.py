@@ -35,29 +35,30 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
         max_sequences=spec.max_sequences,
         max_queue=spec.max_queue,
     )
+    engine = Engine(executor, options)
     ready = Ready(
         context_length=program.context_length,
         vocab_size=program.vocab_size,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
+        kv_tokens=engine.limits.kv_tokens,
         weight_bytes=getattr(executor, "weight_bytes", 0) or sum(w.raw.nbytes for w in program.weights),
-        kv_bytes=num_blocks * BLOCK_SIZE * program.kv_bytes_per_token(),
+        kv_bytes=num_blocks * program.kv_block_bytes(),
         load_ns=time.monotonic_ns() - begun,
         isa=getattr(executor, "isa", spec.executor),
     )
-    return Engine(executor, options), ready
+    return engine, ready
 
 
 def kv_blocks(program: Program, kv_bytes: int) -> int:
     """How many blocks fit in the KV memory; OutOfMemory if that is no usable number."""
-    block_bytes = BLOCK_SIZE * program.kv_bytes_per_token()
-    count = kv_bytes // block_bytes
-    if count < 2:
+    least = 2 * len(program.kv_groups) * program.kv_block_bytes()
+    if kv_bytes < least:
         raise OutOfMemory(
-            f"two blocks of this model's KV cache take {2 * block_bytes} bytes, but it was given {kv_bytes}; "
-            "set CORRAL_KV_CACHE to a larger size"
+            f"{2 * BLOCK_SIZE} tokens of this model's KV cache take {least} bytes, but it was given "
+            f"{kv_bytes}; set CORRAL_KV_CACHE to a larger size"
         )
-    return count
+    return kv_bytes // program.kv_block_bytes()
 
 
 def make_executor(program: Program, spec: EngineSpec, num_blocks: int, gguf: GGUFFile) -> Executor:

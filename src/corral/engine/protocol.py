@@ -48,8 +48,9 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
     context_length: int
     vocab_size: int
-    num_blocks: int
+    num_blocks: int  # a block holds block_size positions of one group of layers
     block_size: int
+    kv_tokens: int  # the longest sequence that the KV cache holds
     weight_bytes: int  # packed weights
     kv_bytes: int
     load_ns: int
@@ -86,7 +87,7 @@ class Load(msgspec.Struct, frozen=True):
     waiting: int = 0
     blocks_used: int = 0
     blocks_cached: int = 0  # free but holding reusable prefixes
-    tokens_held: int = 0  # tokens in used blocks: blocks_used * block_size - tokens_held are wasted
+    tokens_held: int = 0  # places filled in used blocks: blocks_used * block_size - tokens_held are wasted
     preemptions: int = 0
     steps: int = 0
 

@@ -36,7 +36,7 @@ class Request:
         self.early_bias = _bias_arrays({**params.logit_bias, **banned}) if banned else self.bias
         self.scored: list[TokenLogprob | None] = [None] if self.scoring else []
         self.slot = -1  # row in the batch arrays while running
-        self.listed = 0  # blocks already written to that row
+        self.listed = 0  # entries of each block table already written to that row
         self.arrived = time.monotonic_ns()
         self.started = self.first = self.last = 0
 

@@ -9,12 +9,11 @@ computed again later: the first always gets on, so everything ends.
 """
 
 from bisect import insort_left, insort_right
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from corral.engine.blocks import BlockPool, extend_digests
 from corral.engine.sequence import Sequence
+from corral.engine.tables import BlockTables, Tables
 
 _turn = attrgetter("turn")
 
@@ -31,9 +30,9 @@ class Plan:
 class Scheduler:
     """Holds every unfinished sequence: `running` ones in order of admission, `waiting` ones by turn."""
 
-    def __init__(self, *, num_blocks: int, block_size: int, batch_tokens: int, max_sequences: int):
-        self.pool = BlockPool(num_blocks)
-        self.block_size = block_size
+    def __init__(self, tables: BlockTables, *, batch_tokens: int, max_sequences: int):
+        self.tables = tables
+        self.pool = tables.pool
         self.batch_tokens = batch_tokens
         # With more running than budget the last ones would get no token at all.
         self.max_sequences = min(max_sequences, batch_tokens)
@@ -45,19 +44,19 @@ class Scheduler:
     @property
     def capacity(self) -> int:
         """Tokens that fit when a sequence has all blocks to itself."""
-        return self.pool.num_blocks * self.block_size
+        return self.tables.capacity
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. The caller keeps its computed tokens within `capacity`, or it could never end."""
         assert sequence.tokens and len(sequence.tokens) <= self.capacity, "does not fit"
-        cached = len(self._find_prefix(sequence)) * self.block_size
+        cached = len(self.tables.find(sequence)[0]) * self.tables.block_size
         sequence.turn = self._read + len(sequence.tokens) - cached
         insort_right(self.waiting, sequence, key=_turn)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was cancelled; its blocks are free at once."""
-        if sequence.blocks:
-            self._drop_blocks(sequence)
+        if sequence.tables:
+            self.tables.release(sequence)
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
@@ -92,35 +91,26 @@ class Scheduler:
         """The step was computed: move on, and let others find the blocks that it filled."""
         for sequence, count in plan.chunks.items():
             sequence.computed += count
-            full = sequence.computed // self.block_size
-            if full > sequence.published:
-                extend_digests(sequence.digests, sequence.tokens, full, self.block_size)
-                for index in range(sequence.published, full):
-                    self.pool.publish(sequence.blocks[index], sequence.digests[index])
-                sequence.published = full
+            self.tables.advance(sequence)
 
     def wasted_tokens(self) -> int:
-        """Places in used blocks that hold no token: only the last block of a sequence has any."""
-        return sum(len(s.blocks) * self.block_size - s.computed for s in self.running)
+        """Places in used blocks that hold no token."""
+        return sum(map(self.tables.wasted, self.running))
 
     def check(self) -> None:
         """Raise AssertionError unless the books balance; call between steps."""
-        self.pool.check(sequence.blocks for sequence in self.running)
+        self.tables.check(self.running)
         assert len(self.running) <= self.max_sequences, "too many running"
         for sequence in self.running:
             assert sequence.pending >= 1, "a running sequence has nothing to do"
-            assert len(sequence.blocks) == self._blocks_for(sequence.computed) > 0, "blocks of a sequence"
-        assert all(not s.blocks and not s.computed for s in self.waiting), "a waiting sequence holds blocks"
-
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.block_size)
+        assert all(not s.tables and not s.computed for s in self.waiting), "a waiting sequence holds blocks"
 
     def _grant(self, sequence: Sequence, plan: Plan) -> None:
         """Give a running sequence its share of the budget, unless it was preempted meanwhile."""
         count = min(sequence.pending, plan.budget)
-        if count <= 0 or not sequence.blocks:
+        if count <= 0 or not sequence.tables:
             return
-        missing = self._blocks_for(sequence.computed + count) - len(sequence.blocks)
+        missing = self.tables.missing(sequence, sequence.computed + count)
         while missing > self.pool.free:
             last = self.running[-1]
             self._preempt(last, plan)
@@ -129,24 +119,18 @@ class Scheduler:
         self._compute(sequence, count, plan)
 
     def _compute(self, sequence: Sequence, count: int, plan: Plan) -> None:
-        for _ in range(self._blocks_for(sequence.computed + count) - len(sequence.blocks)):
-            sequence.blocks.append(self.pool.take())
+        self.tables.extend(sequence, sequence.computed + count)
         plan.chunks[sequence] = count
         plan.budget -= count
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         assert len(self.running) > 1, "a sequence alone has every block"
         self.running.pop()
-        self._drop_blocks(sequence)
+        self.tables.release(sequence)
         insort_left(self.waiting, sequence, key=_turn)
         plan.budget += plan.chunks.pop(sequence, 0)
         plan.preempted.append(sequence)
         self.preemptions += 1
-
-    def _drop_blocks(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.computed = sequence.published = 0
 
     def _read_prompts(self, readers: list[Sequence], plan: Plan) -> None:
         """Hand what is left of the budget to those that read and those that can be admitted, in turn."""
@@ -166,36 +150,16 @@ class Scheduler:
         if len(self.running) >= self.max_sequences:
             return False
         sequence = self.waiting[0]
-        promised = sum(self._still_needs(other) for other in self.running)
-        hits = self._find_prefix(sequence)
-        needed = self._blocks_for(len(sequence.tokens)) - len(hits)
-        if needed + self.pool.idle(hits) + promised > self.pool.free:
+        promised = sum(map(self.tables.still_needed, self.running))
+        prefix = self.tables.find(sequence)
+        if self.tables.needed_after(sequence, prefix) + promised > self.pool.free:
             return False
         del self.waiting[0]
-        self._start(sequence, hits, plan)
+        self._start(sequence, prefix, plan)
         return True
 
-    def _still_needs(self, sequence: Sequence) -> int:
-        """Blocks kept back for a running sequence: the rest of its known tokens, and one to grow into."""
-        return self._blocks_for(len(sequence.tokens)) - len(sequence.blocks) + 1
-
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Cached blocks to start from; never all tokens, as the last one's logits are wanted."""
-        if not sequence.sharing:
-            return []
-        count = (len(sequence.tokens) - 1) // self.block_size
-        return self.pool.find(self._digests(sequence, count))
-
-    def _digests(self, sequence: Sequence, count: int) -> Iterator[bytes]:
-        for index in range(count):
-            extend_digests(sequence.digests, sequence.tokens, index + 1, self.block_size)
-            yield sequence.digests[index]
-
-    def _start(self, sequence: Sequence, hits: list[int], plan: Plan) -> None:
-        self.pool.share(hits)
-        sequence.blocks = list(hits)
-        sequence.published = len(hits)
-        sequence.computed = len(hits) * self.block_size
+    def _start(self, sequence: Sequence, prefix: Tables, plan: Plan) -> None:
+        self.tables.start(sequence, prefix)
         if sequence.cached is None:
             sequence.cached = sequence.computed
         self.running.append(sequence)

@@ -4,18 +4,30 @@
 class Sequence:
     """A prompt and its reply so far. `tokens` only grows; `computed` of them have their K and V stored."""
 
-    __slots__ = ("blocks", "cached", "computed", "digests", "id", "published", "sharing", "tokens", "turn")
+    __slots__ = (
+        "cached",
+        "computed",
+        "digests",
+        "dropped",
+        "id",
+        "published",
+        "sharing",
+        "tables",
+        "tokens",
+        "turn",
+    )
 
     def __init__(self, id: int, tokens: list[int], *, sharing: bool = True):
         self.id = id
         self.tokens = tokens
         self.computed = 0
-        self.blocks: list[int] = []  # position p lives in blocks[p // block_size]
+        # For each group of layers: position p lives in tables[group][p // block_size]. Empty while waiting.
+        self.tables: list[list[int]] = []
+        self.dropped: list[int] = []  # leading entries of each table without a block: nothing sees them now
         self.digests: list[bytes] = []  # of full blocks, as far as they were needed; survive a preemption
         self.sharing = sharing  # may start from the prefix cache
         self.cached: int | None = None  # tokens taken from the prefix cache at the first admission
         self.published = 0  # leading blocks that others may find, or that came from the cache
-
         self.turn = 0  # the scheduler's order among those that read
 
     @property
@@ -23,5 +35,10 @@ class Sequence:
         """Tokens known but not computed; 1 while decoding."""
         return len(self.tokens) - self.computed
 
+    @property
+    def held(self) -> int:
+        """Blocks in all its tables."""
+        return sum(map(len, self.tables)) - sum(self.dropped)
+
     def __repr__(self) -> str:
-        return f"Sequence({self.id}, {self.computed}/{len(self.tokens)} in {len(self.blocks)} blocks)"
+        return f"Sequence({self.id}, {self.computed}/{len(self.tokens)} in {self.held} blocks)"

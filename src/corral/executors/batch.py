@@ -1,6 +1,7 @@
 """What an executor is given for one step, and what it gives back.
 
-Letters: N tokens in the step, B sequences, P blocks of the longest table, R rows whose logits are wanted.
+Letters: N tokens in the step, B sequences, G groups of KV layers, P blocks of the longest table, R rows whose
+logits are wanted.
 """
 
 from dataclasses import dataclass
@@ -44,12 +45,17 @@ class SamplingRows:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The tokens of one step: for each sequence some consecutive positions, all of its blocks allocated."""
+    """The tokens of one step: for each sequence some consecutive positions.
+
+    Position p of sequence b lies, for the layers of group g, in block blocks[g, b, p // BLOCK_SIZE]. Entries
+    are valid from the first block that the sequence's first row sees to the block of its last row; the others
+    may be anything.
+    """
 
     tokens: I32  # [N]
     positions: I32  # [N]
     starts: I32  # [B + 1]: rows of sequence b are starts[b]:starts[b + 1]
-    blocks: I32  # [B, P]: position p of sequence b lives in block blocks[b, p // BLOCK_SIZE]; -1 pads
+    blocks: I32  # [G, B, P]
     rows: I32  # [R]: which of the N rows want logits
     sampling: SamplingRows
 
@@ -68,6 +74,7 @@ class Executor(Protocol):
     """Runs a Program. One instance holds the packed weights and the KV cache of one model."""
 
     num_blocks: int
+    kv_windows: tuple[int | None, ...]  # what each group of KV layers sees
     max_tokens: int  # the largest N of a step
 
     def step(self, batch: Batch) -> StepResult:

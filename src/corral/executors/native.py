@@ -23,7 +23,6 @@ from corral.models.program import (
     RopeStyle,
     Select,
 )
-from corral.types import BLOCK_SIZE
 from corral.weights.qtensor import Groups, QTensor
 
 NONE = -1  # a weight that an op does without
@@ -47,15 +46,18 @@ class NativeExecutor:
         on_packed: OnPacked | None = None,
     ):
         self.num_blocks, self.max_tokens = num_blocks, max_tokens
-        self.kv_bytes = num_blocks * BLOCK_SIZE * program.kv_bytes_per_token()
+        groups = program.kv_groups
+        self.kv_windows = tuple(group.window for group in groups)
         self._program: _native.Program | None = _native.Program(
             program.vocab_size, max_tokens, max_sequences, num_blocks, threads, isa
         )
         self.isa = self._program.isa  # the kernels in use
         for buffer in program.buffers:
             self._program.add_buffer(buffer.width, buffer.selected)
-        for layer in program.kv_layers:
-            self._program.add_kv_layer(layer.kv_heads, layer.head_dim, layer.window or 0)
+        group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
+        for number, layer in enumerate(program.kv_layers):
+            group = group_of[number]
+            self._program.add_kv_layer(layer.kv_heads, layer.head_dim, layer.window or 0, group)
         self.weight_bytes = _add_weights(self._program, program, on_packed)
         for op in program.ops:
             ADD_OP[type(op)](self._program, op)

@@ -33,11 +33,17 @@ class ReferenceExecutor:
 
     def __init__(self, program: Program, *, num_blocks: int, max_tokens: int):
         self.program, self.num_blocks, self.max_tokens = program, num_blocks, max_tokens
-        self.keys = [
-            np.zeros((num_blocks, BLOCK_SIZE, layer.kv_heads, layer.head_dim), np.float32)
-            for layer in program.kv_layers
+        groups = program.kv_groups
+        self.kv_windows = tuple(group.window for group in groups)
+        self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
+        slot_of = {layer: slot for group in groups for slot, layer in enumerate(group.layers)}
+        shapes = [(layer.kv_heads, layer.head_dim) for layer in program.kv_layers]
+        # Layers of different groups share memory, not blocks.
+        slots = [
+            np.zeros((2, num_blocks, BLOCK_SIZE, *shapes[layer]), np.float32) for layer in groups[0].layers
         ]
-        self.values = [np.zeros_like(keys) for keys in self.keys]
+        self.keys = [slots[slot_of[layer]][0] for layer in range(len(shapes))]
+        self.values = [slots[slot_of[layer]][1] for layer in range(len(shapes))]
         self.buffers: list[F32] = []
         self.logits: F32 = np.zeros((0, program.vocab_size), np.float32)
         self._weights: dict[int, F32] = {}
@@ -105,7 +111,8 @@ def _rope(run: ReferenceExecutor, op: Rope, batch: Batch) -> None:
 
 def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
     keys, values = run.keys[op.layer], run.values[op.layer]
-    block = batch.blocks[_sequence_of_rows(batch), batch.positions // BLOCK_SIZE]
+    tables = batch.blocks[run.group_of[op.layer]]
+    block = tables[_sequence_of_rows(batch), batch.positions // BLOCK_SIZE]
     slot = batch.positions % BLOCK_SIZE
     keys[block, slot] = run.buffers[op.k].reshape(-1, *keys.shape[2:])
     values[block, slot] = run.buffers[op.v].reshape(-1, *values.shape[2:])
@@ -114,21 +121,25 @@ def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
 def _attention(run: ReferenceExecutor, op: Attention, batch: Batch) -> None:
     q = run.buffers[op.q]
     out = np.empty_like(q)
-    for sequence, blocks in enumerate(batch.blocks):
+    for sequence, blocks in enumerate(batch.blocks[run.group_of[op.layer]]):
         rows = slice(batch.starts[sequence], batch.starts[sequence + 1])
         out[rows] = _attend(run, op, q[rows], batch.positions[rows], blocks)
     run.buffers[op.out] = out
 
 
 def _attend(run: ReferenceExecutor, op: Attention, q: F32, positions: I32, blocks: I32) -> F32:
-    """One sequence: q [N, H * D] over its positions 0 to the last of `positions`."""
+    """One sequence: q [N, H * D] over the positions that any of its rows sees."""
+    if not len(q):
+        return q
     layer = run.program.kv_layers[op.layer]
-    length = int(positions.max(initial=-1)) + 1
-    used = blocks[: -(-length // BLOCK_SIZE)]
+    first = 0 if layer.window is None else max(0, int(positions[0]) + 1 - layer.window) // BLOCK_SIZE
+    length = int(positions[-1]) + 1
+    used = blocks[first : -(-length // BLOCK_SIZE)]
     shape = (-1, layer.kv_heads, layer.head_dim)
+    length -= first * BLOCK_SIZE
     keys = run.keys[op.layer][used].reshape(shape)[:length]
     values = run.values[op.layer][used].reshape(shape)[:length]
-    distance = positions[:, None] - np.arange(length)  # [N, length]
+    distance = positions[:, None] - np.arange(length) - first * BLOCK_SIZE  # [N, length]
     seen = distance >= 0
     if layer.window is not None:
         seen &= distance < layer.window
@@ -169,7 +180,7 @@ def _head(run: ReferenceExecutor, op: Head, batch: Batch) -> None:
 
 def _sequence_of_rows(batch: Batch) -> NDArray[Any]:
     """Which sequence each of the N rows belongs to."""
-    return np.repeat(np.arange(len(batch.blocks)), np.diff(batch.starts))
+    return np.repeat(np.arange(len(batch.starts) - 1), np.diff(batch.starts))
 
 
 ACTIVATE: Mapping[Activation, Callable[[F32], F32]] = {

@@ -21,6 +21,9 @@ MAX_VOCAB = 1 << 22
 MAX_EXPERTS = 1 << 16
 DEFAULT_THETA = 10000.0
 
+# Families in which every n-th layer sees everything, where the file does not say.
+WINDOW_PATTERNS = {"gemma3": 6}
+
 # Positions can be divided by a factor; other ways of stretching a context need ops that do not exist yet.
 LINEAR_SCALING = ("linear", "none")
 
@@ -44,17 +47,22 @@ class ModelConfig:
     rope_scale: float = 1.0  # positions are divided by it
     local_rope_theta: float = DEFAULT_THETA  # of layers that see a window only
     window: int | None = None  # how many last tokens such a layer sees
-    window_pattern: int | tuple[bool, ...] | None = None  # every n-th layer sees all; or which see a window
+    window_pattern: int | tuple[bool, ...] = (
+        0  # every n-th layer sees all, 0 = none does; or which see a window
+    )
     experts: int = 0
     logit_softcap: float = 0.0
 
-    def sees_window(self, layer: int, period: int) -> bool:
-        """Whether a layer sees the window only; `period` is the family's pattern where the file has none."""
-        pattern = self.window_pattern
-        if isinstance(pattern, tuple):
-            return self.window is not None and pattern[layer]
-        every = period if pattern is None else pattern
-        return self.window is not None and (every == 0 or layer % every < every - 1)
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many last tokens each layer sees; None = all."""
+        every = self.window_pattern
+        local = (
+            every
+            if isinstance(every, tuple)
+            else [every == 0 or layer % every < every - 1 for layer in range(self.layers)]
+        )
+        return tuple(self.window if seen else None for seen in local)
 
 
 def read_architecture(metadata: Mapping[str, Any]) -> str:
@@ -150,11 +158,11 @@ def _read_vocab_size(keys: "_Keys") -> int:
     return len(tokens)
 
 
-def _read_window_pattern(keys: "_Keys", layers: int) -> int | tuple[bool, ...] | None:
+def _read_window_pattern(keys: "_Keys", layers: int) -> int | tuple[bool, ...]:
     name = "attention.sliding_window_pattern"
     value = keys.get(name)
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return None if value is None else keys.integer(name, MAX_LAYERS, low=0)
+        return keys.integer(name, MAX_LAYERS, low=0, default=WINDOW_PATTERNS.get(keys.architecture, 0))
     pattern = keys.array(name)
     if len(pattern) != layers or not all(isinstance(item, int) for item in pattern):
         keys.corrupt(name, f"must have a truth value for each of {layers} layers")

@@ -7,7 +7,6 @@ from corral.models.placement import Value
 from corral.models.program import Activation, KVLayer, Program, RopeStyle
 from corral.weights.gguf import GGUFFile
 
-PERIOD = 6  # every sixth layer sees everything
 LAYERS_27B = 62  # that size alone scales attention by hidden / heads, not by the head size
 
 
@@ -21,16 +20,15 @@ def build(gguf: GGUFFile) -> Program:
     q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
     scale = _query_size(config) ** -0.5
 
-    def attend(blk: str, h: Value, local: bool) -> Value:
+    def attend(blk: str, h: Value, window: int | None) -> Value:
         q, k, v = g.linears(
             h, {f"{blk}.attn_q": q_width, f"{blk}.attn_k": kv_width, f"{blk}.attn_v": kv_width}
         )
         q = g.rms_norm(q, f"{blk}.attn_q_norm", eps, config.heads)
         k = g.rms_norm(k, f"{blk}.attn_k_norm", eps, config.kv_heads)
-        rotation = _rotation(config, local)
+        rotation = _rotation(config, local=window is not None)
         g.rope(q, config.heads, rotation)
         g.rope(k, config.kv_heads, rotation)
-        window = config.window if local else None
         return g.attention(q, k, v, KVLayer(config.kv_heads, config.head_dim, window), scale)
 
     def feed_forward(blk: str, h: Value) -> Value:
@@ -38,10 +36,9 @@ def build(gguf: GGUFFile) -> Program:
         return g.linear(g.gated(gate, up, Activation.GELU_TANH), f"{blk}.ffn_down", config.hidden)
 
     x = g.embed("token_embd", config.vocab_size, config.hidden, scale=config.hidden**0.5)
-    for layer in range(config.layers):
+    for layer, window in enumerate(config.windows):
         blk = f"blk.{layer}"
-        local = config.sees_window(layer, PERIOD)
-        a = attend(blk, g.rms_norm(x, f"{blk}.attn_norm", eps), local)
+        a = attend(blk, g.rms_norm(x, f"{blk}.attn_norm", eps), window)
         if layer == config.layers - 1:
             a, x = g.select(a), g.select(x)
         h = g.linear(a, f"{blk}.attn_output", config.hidden)

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from corral.models.kv_groups import KVGroup, group_layers
+from corral.types import BLOCK_SIZE
 from corral.weights.qtensor import QTensor
 
 
@@ -181,6 +183,14 @@ class Program:
     vocab_size: int
     context_length: int
 
-    def kv_bytes_per_token(self, element_size: int = 2) -> int:
-        """Bytes of K and V that one token takes in all layers."""
-        return sum(2 * layer.kv_heads * layer.head_dim * element_size for layer in self.kv_layers)
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        """The layers that share blocks: one group if shapes differ, as they cannot take each other's."""
+        if len({(layer.kv_heads, layer.head_dim) for layer in self.kv_layers}) != 1:
+            return (KVGroup(None, tuple(range(len(self.kv_layers)))),)
+        return group_layers([layer.window for layer in self.kv_layers])
+
+    def kv_block_bytes(self, element_size: int = 2) -> int:
+        """Bytes of K and V in one block: BLOCK_SIZE positions of the layers of one group."""
+        layers = [self.kv_layers[number] for number in self.kv_groups[0].layers]
+        return BLOCK_SIZE * sum(2 * layer.kv_heads * layer.head_dim * element_size for layer in layers)

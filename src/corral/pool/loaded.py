@@ -36,7 +36,7 @@ class ModelInfo:
 
     architecture: str
     context_length: int  # the longest that a request can have
-    kv_tokens: int  # that the whole KV cache holds
+    kv_tokens: int  # the longest sequence that the KV cache holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ async def load_model(
         await _abandon(starting)
         raise
     ready = engine.ready
-    info = ModelInfo(file.config.architecture, ready.context_length, ready.num_blocks * ready.block_size)
+    info = ModelInfo(file.config.architecture, ready.context_length, ready.kv_tokens)
     return LoadedModel(
         name=stored.name,
         stored=stored,

@@ -6,7 +6,7 @@ Unless the operator says otherwise (`CORRAL_MEMORY`, `CORRAL_KV_CACHE`):
 - a model's weights are counted as its file's size and a tenth;
 - a model's KV cache gets a quarter of what was free (or of `CORRAL_MEMORY`), more if one full context needs
   it and that is at most half, never more than all its sequences could use with full contexts, and no more
-  than its weights leave of the whole.
+  than its weights leave of the whole. Layers that see a window need no more than the window and a step.
 
 KV memory is reserved and not touched: a page becomes real when the first token is stored in it.
 """
@@ -14,7 +14,9 @@ KV memory is reserved and not touched: a page becomes real when the first token 
 from dataclasses import dataclass
 
 from corral.config import Settings
+from corral.engine.tables import blocks_needed
 from corral.models.config import ModelConfig
+from corral.models.kv_groups import group_layers
 from corral.types import BLOCK_SIZE
 
 _KV_ELEMENT_BYTES = 2  # float16
@@ -56,14 +58,17 @@ class MemoryBudget:
     def _kv(self, config: ModelConfig, settings: Settings, left: int) -> int:
         """The default; what the weights leave where that is less but enough to talk."""
         context = min(settings.context_length or config.context_length, config.context_length)
-        one = -(-context // BLOCK_SIZE) * BLOCK_SIZE * kv_bytes_per_token(config)
+        one = kv_bytes(config, context, settings.batch_tokens)
         share = self.kv_base // 4
         if share < one <= self.kv_base // 2:
             share = one
         most = min(share, one * settings.max_sequences)
-        return left if _LEAST * kv_bytes_per_token(config) <= left < most else most
+        return left if kv_bytes(config, _LEAST, settings.batch_tokens) <= left < most else most
 
 
-def kv_bytes_per_token(config: ModelConfig) -> int:
-    """Bytes of K and V that one token takes in all layers."""
-    return config.layers * 2 * config.kv_heads * config.head_dim * _KV_ELEMENT_BYTES
+def kv_bytes(config: ModelConfig, tokens: int, chunk: int) -> int:
+    """Bytes of K and V that a sequence of so many tokens takes at most, computed `chunk` at once."""
+    groups = group_layers(config.windows)
+    layer_bytes = BLOCK_SIZE * 2 * config.kv_heads * config.head_dim * _KV_ELEMENT_BYTES
+    blocks = blocks_needed([group.window for group in groups], tokens, chunk, BLOCK_SIZE)
+    return blocks * len(groups[0].layers) * layer_bytes
