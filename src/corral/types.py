@@ -38,7 +38,9 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
+    ignore_eos: bool = (
+        False  # else the server makes stop tokens of those that the tokeniser knows to end a reply
+    )
     min_tokens: int = 0
     max_tokens: int | None = None  # None = to the end of the context; 0 = score the prompt only
     logprobs: int | None = None  # alternatives beside the chosen token's log-prob; None = no log-probs

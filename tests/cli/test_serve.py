@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gguf_files import tiny_llama
+
 
 @pytest.fixture
 def serve(environment):
@@ -70,6 +72,20 @@ def test_a_private_server_stops_when_its_parent_is_gone(serve):
 def test_a_taken_port_fails_with_a_way_out(corral, server):
     done = corral("serve", server=server)
     assert done.returncode == 1 and "in use" in done.stderr
+
+
+def test_the_model_that_is_named_is_loaded_before_anybody_asks(serve, corral, tmp_path):
+    tiny_llama(tmp_path / "tiny.gguf")
+    assert corral("pull", str(tmp_path / "tiny.gguf"), "--name", "tiny").returncode == 0
+    process = serve("--json", "--model", "tiny")
+    said = json.loads(process.stdout.readline())
+    loaded = []
+    while not loaded:
+        with urllib.request.urlopen(f"http://127.0.0.1:{said['port']}/api/ps") as answer:
+            loaded = json.load(answer)["models"]
+    assert loaded[0]["name"] == "tiny:latest"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
 
 
 def test_a_model_that_cannot_be_had_stops_the_start(corral):

@@ -14,7 +14,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 
 def make(executor=None, **options):
-    given = {"eos_ids": frozenset(), "context_length": 512, "vocab_size": VOCAB, "batch_tokens": 64} | options
+    given = {"context_length": 512, "vocab_size": VOCAB, "batch_tokens": 64} | options
     return Engine(executor or FakeExecutor(), EngineOptions(**given))
 
 
@@ -101,20 +101,10 @@ def test_stop_token_ends_the_reply_and_is_its_last_token():
     assert outputs[-1].finish == FinishReason.STOP
 
 
-def test_eos_ends_the_reply_unless_ignored():
-    reply = next_tokens([1, 2, 3], 8)
-    requests = {1: ([1, 2, 3], GREEDY), 2: ([1, 2, 3], greedy(8, ignore_eos=True))}
-    outputs = run(make(eos_ids=frozenset({reply[2]})), requests)
-    assert tokens_of(outputs[1]) == reply[:3]
-    assert outputs[1][-1].finish == FinishReason.STOP
-    assert tokens_of(outputs[2]) == reply
-    assert outputs[2][-1].finish == FinishReason.LENGTH
-
-
-def test_eos_and_stop_tokens_are_banned_until_min_tokens():
+def test_stop_tokens_are_banned_until_min_tokens():
     reply = next_tokens([1, 2, 3], 2)
-    params = greedy(8, min_tokens=2, stop_token_ids=(reply[1],))
-    outputs = run(make(eos_ids=frozenset({reply[0]})), {1: ([1, 2, 3], params)})[1]
+    params = greedy(8, min_tokens=2, stop_token_ids=(reply[1], reply[0]))
+    outputs = run(make(), {1: ([1, 2, 3], params)})[1]
     tokens = tokens_of(outputs)
     assert reply[0] not in tokens[:2] and reply[1] not in tokens[:2]
     assert tokens[0] == (reply[0] + 1) % VOCAB

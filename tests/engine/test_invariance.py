@@ -45,7 +45,6 @@ def make(name, program, num_blocks=200, batch_tokens=64):
     num_blocks *= len(program.kv_groups)
     executor = EXECUTORS[name](program, num_blocks=num_blocks, max_tokens=64)
     options = EngineOptions(
-        eos_ids=frozenset(),
         context_length=program.context_length,
         vocab_size=program.vocab_size,
         batch_tokens=batch_tokens,

@@ -155,7 +155,6 @@ def test_lease_loads_once_and_gives_everything_a_request_needs(model_path):
             assert again is model
         spec = engines.started[0].spec
         assert (spec.path, spec.kv_bytes) == (str(model_path), KV)
-        assert spec.eos_ids == sorted(model.tokenizer.eos_ids) != []
         assert len(engines.started) == 1
 
     run(model_path, scenario)

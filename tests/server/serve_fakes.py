@@ -12,7 +12,7 @@ from fake_engine import FakeEngine, FakePool, FakeStore, Script
 
 
 class Pool(FakePool):
-    def __init__(self, store, settings):
+    def __init__(self, store, settings, start_engine):
         super().__init__(FakeStore("tiny"), FakeEngine(Script(**json.loads(sys.argv[1]))))
 
     async def close(self):

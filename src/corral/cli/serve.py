@@ -11,6 +11,7 @@ import threading
 from corral import __version__
 from corral.cli.client import Client
 from corral.config import DEFAULT_MODEL, DEFAULT_PORT, Settings, parse_host
+from corral.engine.process import Spare
 from corral.errors import CorralError
 from corral.store.local import Store
 
@@ -25,7 +26,7 @@ _OPENAI = (  # the package has no command of its own
 def configure(parser: argparse.ArgumentParser) -> None:
     """Where to listen, and a model to have ready."""
     parser.add_argument("--host", metavar="HOST[:PORT]", help="listen here instead of at OLLAMA_HOST")
-    parser.add_argument("--model", help="fetch this model first if it is missing")
+    parser.add_argument("--model", help="load this model at once; fetch it if it is missing")
     parser.add_argument(
         "--with-parent", action="store_true", help=argparse.SUPPRESS
     )  # stop when stdin closes
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         fetch(store, settings, arguments.model)
     if arguments.with_parent:
         threading.Thread(target=_stop_with_parent, daemon=True).start()
+    spare = Spare()  # before the import, which takes as long as an engine's
     from corral.server.serve import serve
 
     def announce(host: str, port: int) -> None:
@@ -51,7 +53,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         else:
             print(_welcome(store, host, port, arguments.model), flush=True)
 
-    return serve(settings, on_listening=announce)
+    try:
+        return serve(settings, on_listening=announce, spare=spare, preload=arguments.model or "")
+    finally:
+        spare.close()
 
 
 def fetch(store: Store, settings: Settings, name: str) -> None:

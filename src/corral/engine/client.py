@@ -1,13 +1,9 @@
 """The server's side of an engine process: start it, stream from it, watch it, end it."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import os
 import signal
-import socket
-import sys
 from array import array
 from collections.abc import Callable, Coroutine
 from typing import Self
@@ -16,6 +12,7 @@ import msgspec
 
 from corral import errors
 from corral.engine.admission import Limits, check_request
+from corral.engine.process import EngineProcess
 from corral.engine.protocol import (
     Add,
     Cancel,
@@ -27,7 +24,6 @@ from corral.engine.protocol import (
     Ready,
     Step,
     Stop,
-    ToEngine,
 )
 from corral.engine.wire import HEADER, BadFrame, decode_from_engine, encode_frame, frame_length
 from corral.errors import EngineFailed, Overloaded
@@ -45,14 +41,14 @@ _LOAD_ERRORS = (errors.UnsupportedModel, errors.CorruptModel, errors.OutOfMemory
 class EngineClient:
     """One engine process. `failed` is done when it died or hung; it is never used again then."""
 
-    def __init__(self, spec: EngineSpec, step_timeout: float):
+    def __init__(self, spec: EngineSpec, process: EngineProcess, step_timeout: float):
         self.spec = spec
         self.load = Load()
         self.ready: Ready
         loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[EngineFailed] = loop.create_future()
-        self._process: asyncio.subprocess.Process
-        self._transport: asyncio.Transport
+        self._process = process
+        self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[FromEngine | None] = loop.create_future()  # to the load; None = it ended
         self._step_timeout = step_timeout
         self._limits: Limits
@@ -65,10 +61,16 @@ class EngineClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def start(cls, spec: EngineSpec, *, load_timeout: float, step_timeout: float) -> Self:
-        """Start a process and wait until its model is loaded; raises what the load failed with."""
-        client = cls(spec, step_timeout)
-        await client._spawn()
+    async def start(
+        cls,
+        spec: EngineSpec,
+        *,
+        load_timeout: float,
+        step_timeout: float,
+        process: EngineProcess | None = None,
+    ) -> Self:
+        """Load a model in a process, a new one unless it is given; raises what the load failed with."""
+        client = cls(spec, process or EngineProcess(), step_timeout)
         try:
             async with asyncio.timeout(load_timeout):
                 await client._load()
@@ -105,43 +107,29 @@ class EngineClient:
         id = next(self._ids)
         frame = encode_frame(Add(id, array("i", prompt).tobytes(), params))
         self._takers[id] = take
-        self._transport.write(frame)
+        self._write(frame)
         self._watch()
         return id
 
     def cancel(self, id: int) -> None:
         """Forget a request; one that has ended is no mistake."""
         if self._takers.pop(id, None):
-            self._send(Cancel(id))
+            self._write(encode_frame(Cancel(id)))
 
     async def stop(self) -> None:
         """End the process: politely, then by force. Requests in flight get EngineFailed."""
-        self._send(Stop())
+        self._write(encode_frame(Stop()))
         self._end_streams("the model was unloaded")
         await self._end_process(_GRACE)
 
-    async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
-                lambda: _Frames(self._take, self._lose), sock=ours
-            )
-            try:
-                self._process = await _spawn(theirs)
-            except BaseException:
-                self._ended = "the process was not started"
-                self._transport.close()
-                raise
-
     async def _load(self) -> None:
-        stdin = self._process.stdin
-        assert stdin is not None
-        stdin.write(msgspec.json.encode(self.spec))
-        stdin.close()
+        self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
+            lambda: _Frames(self._take, self._lose), sock=self._process.socket
+        )
+        self._process.give(msgspec.json.encode(self.spec))
         answer = await self._answer
         if answer is None:
-            status = await self._process.wait()
-            raise EngineFailed(f"the engine process {_ending(status)} while loading the model")
+            raise EngineFailed(f"the engine process {await self._process.ending()} while loading the model")
         if isinstance(answer, LoadFailed):
             kinds = {kind.__name__: kind for kind in _LOAD_ERRORS}
             raise kinds.get(answer.kind, EngineFailed)(answer.message)
@@ -183,7 +171,7 @@ class EngineClient:
             return
         self._ended = "the engine is being restarted"
         await self._end_process(0 if reason else _GRACE)
-        reason = reason or f"its process {_ending(self._process.returncode)}"
+        reason = reason or f"its process {await self._process.ending()}"
         log.error("engine %d for %s: %s", self.pid, self.spec.path, reason)
         self._end_streams(f"the engine failed: {reason}")
         self.failed.set_result(EngineFailed(self._ended))
@@ -198,28 +186,17 @@ class EngineClient:
         """Wait, then terminate, then kill. Returns when the process is gone and reaped."""
         if self._watchdog:
             self._watchdog.cancel()
-        if grace and not await self._exits_within(grace):
-            self._signal(signal.SIGTERM)
-        if not grace or not await self._exits_within(grace):
-            self._signal(signal.SIGKILL)
-        await self._process.wait()
-        self._transport.close()
+        process = self._process
+        if grace and not await process.ends_within(grace):
+            process.signal(signal.SIGTERM)
+        if not grace or not await process.ends_within(grace):
+            process.signal(signal.SIGKILL)
+        await process.ending()
+        (self._transport or process.socket).close()
 
-    async def _exits_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._process.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
-
-    def _send(self, message: ToEngine) -> None:
-        if not self._ended and not self._transport.is_closing():
-            self._transport.write(encode_frame(message))
+    def _write(self, frame: bytes) -> None:
+        if self._transport and not self._ended and not self._transport.is_closing():
+            self._transport.write(frame)
 
     def _watch(self) -> None:
         """Look after requests in flight: with none the clock stands still, and costs nothing."""
@@ -244,8 +221,8 @@ class EngineClient:
         self._watchdog = loop.call_later(delay, self._look, self._frames, silent + 1)
 
     async def _kill_hung(self) -> None:
-        self._signal(signal.SIGABRT)  # a process that still can prints its stacks
-        await self._exits_within(0.2)
+        self._process.signal(signal.SIGABRT)  # a process that still can prints its stacks
+        await self._process.ends_within(0.2)
         await self._fail(f"no step was made for {self._step_timeout:g} s")
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
@@ -276,33 +253,3 @@ class _Frames(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The process has gone, or we have hung up."""
         self._lose(None)
-
-
-async def _spawn(theirs: socket.socket) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",  # the current folder is no place to import from
-        "-m",
-        "corral.engine.worker",
-        str(theirs.fileno()),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        pass_fds=(theirs.fileno(),),
-        env=_environment(),
-        start_new_session=True,  # Ctrl-C is for the server, which lets requests finish
-    )
-
-
-def _environment() -> dict[str, str]:
-    """Nothing of the server's own environment: an engine has no use for keys and proxies."""
-    return {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "PYTHONUTF8": "1",
-        "OPENBLAS_NUM_THREADS": "1",  # numpy would make threads and buffers that nothing uses
-    }
-
-
-def _ending(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"

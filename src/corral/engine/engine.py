@@ -21,7 +21,6 @@ _BAD_ROW = "the model's output for this request is not a number; its weights or 
 class EngineOptions:
     """What a model and its operator allow."""
 
-    eos_ids: frozenset[int]
     context_length: int
     vocab_size: int
     batch_tokens: int = 256
@@ -54,7 +53,7 @@ class Engine:
         if len(self._requests) >= self.options.max_queue:
             raise Overloaded(f"{len(self._requests)} requests are waiting or running; try again later")
         check_request(prompt, params, self.limits)
-        request = Request(id, prompt, params, self.limits, self.options.eos_ids)
+        request = Request(id, prompt, params, self.limits)
         if request.sequence.tokens and (request.replies or request.scoring):
             self._requests[id] = request
             self.scheduler.add(request.sequence)

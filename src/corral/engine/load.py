@@ -9,7 +9,7 @@ from corral.engine.protocol import EngineSpec, Ready
 from corral.errors import EngineFailed, OutOfMemory
 from corral.executors.batch import Executor
 from corral.models.program import Program
-from corral.models.table import build_program
+from corral.models.table import ARCHITECTURES, build_program
 from corral.types import BLOCK_SIZE
 from corral.weights.gguf import GGUFFile, open_gguf
 
@@ -20,6 +20,12 @@ EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+def import_ahead() -> None:
+    """Import what nearly every load needs, while there is nothing else to do."""
+    for location in (EXECUTORS["native"][0], *ARCHITECTURES.values()):
+        importlib.import_module(location.partition(":")[0])
+
+
 def load(spec: EngineSpec) -> tuple[Engine, Ready]:
     """Load the model that a spec names; raises what is wrong with it."""
     begun = time.monotonic_ns()
@@ -28,7 +34,6 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
     num_blocks = kv_blocks(program, spec.kv_bytes)
     executor = make_executor(program, spec, num_blocks, gguf)
     options = EngineOptions(
-        eos_ids=frozenset(spec.eos_ids),
         context_length=program.context_length,
         vocab_size=program.vocab_size,
         batch_tokens=spec.batch_tokens,

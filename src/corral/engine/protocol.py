@@ -19,7 +19,6 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int
     max_sequences: int
     kv_bytes: int  # memory for the KV cache
-    eos_ids: list[int] = []  # tokens that end a reply; the tokeniser knows them, and it lives in the server
     max_queue: int = 512  # requests waiting or running
     isa: str = "auto"  # which native kernels: see config.ISAS
     executor: str = "native"  # a name in engine/load.py's table

@@ -15,9 +15,7 @@ from corral.types import FinishReason, SamplingParams, SequenceStats, TokenLogpr
 class Request:
     """Everything that the engine keeps for one request."""
 
-    def __init__(
-        self, id: int, prompt: list[int], params: SamplingParams, limits: Limits, eos: frozenset[int]
-    ):
+    def __init__(self, id: int, prompt: list[int], params: SamplingParams, limits: Limits):
         self.id = id
         self.prompt = prompt
         self.params = params
@@ -26,7 +24,7 @@ class Request:
         # The last prompt token is computed for the sake of the first reply token only.
         tokens = prompt.copy() if self.replies else prompt[:-1]
         self.sequence = Sequence(id, tokens, sharing=not self.scoring)
-        self.stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos)
+        self.stops = frozenset(params.stop_token_ids)
         self.limit = _limit(len(prompt), params, limits)
         self.seed = random.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
         self.penalties = PenaltyCounts(tokens, params.penalty_window) if wants_penalties(params) else None

@@ -24,7 +24,7 @@ from typing import NoReturn
 import msgspec
 
 from corral.engine.engine import Engine
-from corral.engine.load import load
+from corral.engine.load import import_ahead, load
 from corral.engine.protocol import (
     Add,
     Cancel,
@@ -48,7 +48,11 @@ def main(arguments: list[str]) -> int:
     """Run the process; its exit status."""
     _harden()
     connection = socket.socket(fileno=int(arguments[1]))
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineSpec)
+    import_ahead()
+    text = sys.stdin.buffer.read()
+    if not text:
+        return _OK  # the server ended without a model for us
+    spec = msgspec.json.decode(text, type=EngineSpec)
     try:
         engine, ready = load(spec)
     except Exception as error:

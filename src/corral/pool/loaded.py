@@ -3,10 +3,11 @@
 import asyncio
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from corral.config import Settings
 from corral.engine.client import EngineClient
@@ -79,15 +80,12 @@ async def load_model(
 ) -> LoadedModel:
     """Read the text side on a thread while the engine process loads its weights."""
     begun = time.monotonic_ns()
-    metadata = file.gguf.metadata
-    tokenizer = await asyncio.to_thread(load_tokenizer, metadata)
     spec = EngineSpec(
         path=str(stored.path),
         threads=settings.threads or usable_cores(),
         batch_tokens=settings.batch_tokens,
         max_sequences=settings.max_sequences,
         kv_bytes=memory.kv,
-        eos_ids=sorted(tokenizer.eos_ids),
         max_queue=settings.max_queue,
         isa=settings.isa,
     )
@@ -95,7 +93,7 @@ async def load_model(
         start_engine(spec, load_timeout=settings.load_timeout, step_timeout=settings.step_timeout)
     )
     try:
-        template = await asyncio.to_thread(load_template, metadata, tokenizer)
+        tokenizer, template = await asyncio.to_thread(_load_text, file.gguf.metadata)
         engine = await starting
     except BaseException:
         await _abandon(starting)
@@ -112,6 +110,11 @@ async def load_model(
         size=memory.total,
         load_ns=time.monotonic_ns() - begun,
     )
+
+
+def _load_text(metadata: Mapping[str, Any]) -> tuple[Tokenizer, ChatTemplate]:
+    tokenizer = load_tokenizer(metadata)
+    return tokenizer, load_template(metadata, tokenizer)
 
 
 async def _abandon(starting: "asyncio.Future[EngineClient]") -> None:

@@ -6,7 +6,7 @@ A token's way back has no task and no queue in it: the engine's client calls a r
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from corral.engine.protocol import Output
 from corral.errors import EngineFailed
@@ -113,7 +113,7 @@ class _Run:
         generation, model = runs.generation, runs.model
         self.runs, self.prompt, self.scores = runs, prompt, scores
         self.engine = model.engine
-        self.params = _child_params(params, generation.echo, place[1])
+        self.params = _child_params(params, model.tokenizer.eos_ids, generation.echo, place[1])
         self.reply = Reply(
             place[0] * generation.n + place[1],
             model.tokenizer,
@@ -163,13 +163,15 @@ class _Run:
             self.runs.finish(self)
 
 
-def _child_params(params: SamplingParams, echo: bool, child: int) -> SamplingParams:
-    """Children differ by their seed; the prompt is scored by the first one only."""
+def _child_params(params: SamplingParams, ends: Iterable[int], echo: bool, child: int) -> SamplingParams:
+    """Children differ by their seed; the prompt is scored by the first one only. `ends` are tokens that end
+    a reply: the tokeniser knows them, and the engine has none."""
     seed = params.seed
     if seed is not None and child:
         seed = (seed + child) % 2**64
     scored = params.logprobs if echo and child == 0 else None
-    return dataclasses.replace(params, seed=seed, prompt_logprobs=scored)
+    stops = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *sorted(ends))
+    return dataclasses.replace(params, seed=seed, prompt_logprobs=scored, stop_token_ids=stops)
 
 
 class Collected:

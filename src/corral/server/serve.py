@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import signal
 import socket
@@ -14,7 +15,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from corral.config import Settings
-from corral.errors import UserError
+from corral.engine.client import EngineClient
+from corral.engine.process import Spare
+from corral.engine.protocol import EngineSpec
+from corral.errors import CorralError, UserError
 from corral.pool.pool import Pool
 from corral.server.app import create_app
 from corral.server.connection import Connection
@@ -30,8 +34,18 @@ MAX_HEADERS = 32 * 1024
 OnListening = Callable[[str, int], None]
 
 
-def serve(settings: Settings, *, on_listening: OnListening | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, then drain; the exit code. `on_listening` gets the address in use."""
+def serve(
+    settings: Settings,
+    *,
+    on_listening: OnListening | None = None,
+    spare: Spare | None = None,
+    preload: str = "",
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; the exit code.
+
+    `on_listening` gets the address in use, `spare` becomes the first model's process, `preload` names a model
+    to load at once.
+    """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -41,7 +55,7 @@ def serve(settings: Settings, *, on_listening: OnListening | None = None) -> int
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    asyncio.run(_Serving(settings, listener, on_listening).run())
+    asyncio.run(_Serving(settings, listener, on_listening).run(spare, preload))
     return 0
 
 
@@ -118,15 +132,16 @@ class _Serving:
         self.told = asyncio.Event()
         self.hurry = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self, spare: Spare | None, preload: str) -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="corral"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal)
         store = Store(self.settings.models)
-        pool = Pool(store, self.settings)
+        pool = Pool(store, self.settings, functools.partial(_start_engine, spare))
         server = Listener(create_app(self.settings, store, pool, self.drain))
         serving = asyncio.create_task(server.serve([self.socket]))
+        loading = asyncio.create_task(_preload(pool, preload)) if preload else None
         try:
             if self.on_listening:
                 self.on_listening(*self.socket.getsockname()[:2])
@@ -136,6 +151,8 @@ class _Serving:
             server.stopped.set()
             await serving
             await pool.close()
+            if loading:
+                await loading
 
     def _signal(self) -> None:
         if self.told.is_set():
@@ -163,3 +180,16 @@ class _Serving:
             log.warning("stopping: %d requests are ended with an error", self.drain.in_flight)
             self.drain.abort()
             await self.drain.wait(LAST_WORDS)
+
+
+async def _start_engine(spare: Spare | None, spec: EngineSpec, **timeouts: float) -> EngineClient:
+    return await EngineClient.start(spec, process=spare.take() if spare else None, **timeouts)
+
+
+async def _preload(pool: Pool, name: str) -> None:
+    """Load a model before anybody asks. Who asks is told what is wrong with it."""
+    try:
+        async with pool.lease(name):
+            pass
+    except CorralError as error:
+        log.error("%s could not be loaded: %s", name, error)
