@@ -2,7 +2,7 @@
 # make test   set up, run every check and every test that this machine can (about 6 minutes)
 # make test-neon  the kernels for 64-bit ARM, cross-compiled and run under qemu-user
 # make check  format, lint, types, import rules, line budget
-# make bench  throughput, latency, start-up, memory and accuracy against llama-server (docs/benchmarks.md)
+# make bench  the two real models against llama-server and vLLM, where installed (docs/benchmarks); BENCH=options
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -54,7 +54,11 @@ test-neon: dev
 	@$(BIN)/python -m pytest -v tests/executors/test_native_kernels.py
 
 bench: dev
-	@$(BIN)/python scripts/bench.py
+	@mkdir -p build
+	@$(BIN)/corral bench compare --models smollm2:135m,gemma3:270m --load standard,shared-prefix,newcomer,mixed --idle 10 \
+		$(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER)) $(if $(VLLM),--vllm $(VLLM)) \
+		--json build/bench.json --html build/bench.html $(BENCH)
+	@$(BIN)/python scripts/accuracy.py
 
 clean:
 	rm -rf $(VENV) build .test-models

@@ -65,12 +65,16 @@ class Results:
         return self if problem in self.problems else replace(self, problems=(*self.problems, problem))
 
 
+def encode_results(results: Results) -> bytes:
+    """The JSON of a file."""
+    return msgspec.json.format(msgspec.json.encode(results), indent=1)
+
+
 def save(results: Results, path: Path) -> None:
     """Write the file whole or not at all."""
-    data = msgspec.json.format(msgspec.json.encode(results), indent=1)
     try:
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(data + b"\n")
+        partial.write_bytes(encode_results(results) + b"\n")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

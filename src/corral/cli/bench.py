@@ -1,12 +1,14 @@
 """`corral bench`."""
 
 import argparse
+import json
 import secrets
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from corral.bench.address import parse_address
@@ -15,9 +17,10 @@ from corral.bench.dialects import DIALECTS
 from corral.bench.drive import Running, drive
 from corral.bench.figures import Limits
 from corral.bench.ledger import Ledger
-from corral.bench.loads import LOADS
+from corral.bench.loads import LOADS, USERS
+from corral.bench.page import make_page
 from corral.bench.peers import PEERS
-from corral.bench.results import Results, load_results, merge
+from corral.bench.results import Results, encode_results, load_results, merge, save
 from corral.bench.session import Wanted
 from corral.bench.tables import ratio_tables, result_tables
 from corral.cli.bench_display import Display, print_tables
@@ -33,9 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        metavar="URL | compare | report FILE...",
+        metavar="URL | compare | step | report FILE...",
         help="measure a running server (default: OLLAMA_HOST); start several servers and compare them; "
-        "or show results of --json again, several files together",
+        "tell where a step of the engine goes; or show results of --json again, several files together",
     )
     parser.add_argument(
         "--model", "--models", type=_words, default=(), metavar="NAME", help="the model to ask for"
@@ -105,7 +108,7 @@ def _configure_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json", nargs="?", const="-", default="", metavar="FILE", help="write JSON to FILE, or print it"
     )
-    group.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
+    group.add_argument("--html", default="", metavar="FILE", help="write a page with plots")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -113,7 +116,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers that we started must not stay
     first, *rest = arguments.what or [""]
     if first == "report":
-        return _show(merge([load_results(Path(name)) for name in _some(rest)]), arguments)
+        merged = merge([load_results(Path(name)) for name in _some(rest)])
+        if arguments.json not in ("", "-"):
+            save(merged, Path(arguments.json))
+        return _show(merged, arguments)
+    if first == "step":
+        return _step(arguments, settings)
     if rest:
         raise UsageError(f"'{rest[0]}' is one argument too many; see `corral bench --help`")
     wanted = _wanted(arguments)
@@ -169,6 +177,21 @@ def _compare(
     Comparison(plan, entrants, ledger, display.observe).run()
 
 
+def _step(arguments: argparse.Namespace, settings: Settings) -> int:
+    from corral.bench.step import step_costs, step_table
+
+    tables = []
+    for model in arguments.model or (DEFAULT_MODEL,):
+        path = Store(settings.models).find(model).path
+        users = arguments.users or USERS
+        tables.append(step_table(model, step_costs(path, settings, users, arguments.size[0])))
+    if arguments.json:
+        _write(arguments.json, json.dumps([asdict(table) for table in tables], indent=2))
+    if arguments.json != "-":
+        print_tables(tables)
+    return OK
+
+
 def _settings(settings: Settings) -> tuple[str, ...]:
     """What the environment changes of the engine that is compared."""
     names = ("isa", "threads", "batch_tokens", "max_sequences", "kv_cache", "context_length")
@@ -215,15 +238,26 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
 
 
 def _show(results: Results, arguments: argparse.Namespace) -> int:
+    if arguments.html:
+        _write(arguments.html, make_page(results))
     if arguments.json == "-":
-        import msgspec
-
-        print(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
+        print(encode_results(results).decode())
     else:
         print_tables([*result_tables(results), *ratio_tables(results)])
         for problem in results.problems:
             print(f"not measured: {problem}", file=sys.stderr)
     return OK
+
+
+def _write(name: str, text: str) -> None:
+    """Print, or write a file."""
+    if name == "-":
+        print(text)
+        return
+    try:
+        Path(name).write_text(text, "utf-8")
+    except OSError as error:
+        raise UsageError(f"{name} cannot be written: {error.strerror}") from None
 
 
 def _command() -> str:

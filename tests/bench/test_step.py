@@ -1,0 +1,24 @@
+import pytest
+
+from corral.bench.step import StepCosts, step_costs, step_table
+from corral.config import Settings
+from gguf_files import tiny_llama
+
+
+def test_the_parts_of_a_step_lie_within_it(tmp_path) -> None:
+    path = tiny_llama(tmp_path / "tiny.gguf")
+    for cost, users in zip(step_costs(path, Settings(threads=1), (1, 3), 16), (1, 3), strict=True):
+        assert cost.users == users
+        assert set(cost.parts) == {"schedule", "pack", "finish", "send", "binding"}
+        assert all(spent >= 0 for spent in cost.native.values()) and "attention" in cost.native
+        told = sum(cost.native.values()) + sum(cost.parts.values())
+        assert 0 < told <= cost.total * 1.001  # the rest is the loop between the parts
+
+
+def test_the_table_has_parts_as_rows() -> None:
+    cost = StepCosts(20, 10.0, {"pack": 0.5, "binding": 0.1}, {"attention": 4.0, "head": 5.0})
+    table = step_table("tiny", [cost])
+    rows = dict(table.rows)
+    assert rows["a step"] == "10" and rows["native: head"] == "5" and rows["pack"] == "0.500"
+    assert rows["outside the native core"] == "1" and rows["share outside"] == "10.0 %"
+    assert cost.outside == pytest.approx(1.0)
