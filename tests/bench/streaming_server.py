@@ -84,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._whole(404, b'{"error": "no such route"}')
         if server.strict and "ignore_eos" in body:
             return self._whole(400, b'{"error": {"message": "ignore_eos: unknown field"}}')
+        if body.get("keep_alive") == 0:
+            return self._whole(200, b'{"done": true, "done_reason": "unload"}')
         if server.refuse:
             return self._whole(*server.refuse)
         self.send_response(200)

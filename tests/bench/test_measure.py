@@ -85,6 +85,18 @@ def test_mixed_lengths_are_as_the_table_says(server, tmp_path) -> None:
     assert sorted(body["max_tokens"] for _, body in fake.asked[-3:]) == [64, 200, 256]
 
 
+def test_reload_unloads_first_where_the_server_can(server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("corral.bench.loads._UNLOAD", 0.01)
+    fake = server("ollama")
+    results = driven(fake, tmp_path, Wanted(loads=("reload",)))
+    assert results.measurements[0].figures["load_to_first_token"] > 0
+    assert [body.get("keep_alive") for _, body in fake.asked[-2:]] == [0, None]
+    other = server("vllm")
+    other.routes.remove("/api/generate")
+    (only,) = driven(other, tmp_path, Wanted(loads=("reload",))).measurements
+    assert only.figures["failures"] == 1 and "does not unload a model when asked" in only.problems[0]
+
+
 def test_the_search_goes_on_from_what_is_measured_and_finds_the_limit(server, tmp_path, monkeypatch) -> None:
     def modelled(load, job, tree, watch):  # each user takes his share of 100 tokens/s
         return Outcome({"failures": 0, "user_rate_min": 100 / job.users, "first_token_max": job.users / 4})

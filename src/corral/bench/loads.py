@@ -6,7 +6,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from corral.bench.dialects import Ask
+import msgspec
+
+from corral.bench.dialects import DIALECTS, Ask
+from corral.bench.exchange import BadReply, fetch
 from corral.bench.figures import reply_figures, stall_figures
 from corral.bench.prompts import Prompts
 from corral.bench.target import Meter, Reply, Stream, Target, ask
@@ -34,6 +37,7 @@ MIXED_PROMPTS = (
     450,
 )
 MIXED_REPLIES = (200, 64, 256, 96, 32, 160, 128)
+_UNLOAD = 2.0  # seconds that a server has to let go of a model
 LONG_PROMPT, TAIL, SHORT_REPLY = 2000, 16, 16  # tokens
 STREAM_PROMPT, STREAM_REPLY, QUIET_PIECES = 128, 1500, 48
 
@@ -139,6 +143,20 @@ async def _newcomer(job: Job, meter: Meter) -> Outcome:
     return Outcome(figures, tuple(dict.fromkeys(errors)))
 
 
+async def _reload(job: Job, meter: Meter) -> Outcome:
+    """Unload the model, as Ollama's API can, and ask for a few tokens."""
+    unload = msgspec.json.encode({"model": job.target.model, "prompt": "", "keep_alive": 0, "stream": False})
+    try:
+        await fetch(job.target.address, DIALECTS["ollama"].path, unload, job.target.limit)
+    except BadReply as error:
+        return Outcome({"failures": 1}, (f"this server does not unload a model when asked: {error}",))
+    await asyncio.sleep(_UNLOAD)
+    (reply,) = await _side_by_side(job.target, [Ask(job.prompts.text(16, job.seed), 4)], meter)
+    if reply.error:
+        return Outcome({"failures": 1}, (reply.error,))
+    return Outcome({"failures": 0, "load_to_first_token": reply.first})
+
+
 async def _until_pieces(streams: list[Stream], tasks: "list[asyncio.Task[Reply]]", count: int) -> None:
     """Wait until every stream has `count` pieces more than it had, or is at its end."""
     goals = [len(stream.arrivals) + count for stream in streams]
@@ -173,6 +191,7 @@ LOADS = {
             2304,
         ),
         Load("newcomer", "a prompt of 2,000 tokens while others stream", _newcomer, (4,), 2304),
+        Load("reload", "the model unloaded (for everybody), then 16 tokens", _reload, (1,), 1024),
         Load("mixed", "prompts of 40 to 650 tokens, replies of 32 to 256", _mixed, (20,), 1024),
     )
 }

@@ -70,6 +70,7 @@ COLUMNS = {
         Column("newcomer_first_token", "newcomer's first token", "s"),
         FAILURES,
     ),
+    "reload": (Column("load_to_first_token", "load to first token", "s"), FAILURES),
     "usable": (Column("usable_users", "most users that stay usable", more_is_better=True),),
     "idle": (
         Column("idle_cpu", "CPU while idle", "% of a core", 100),

@@ -10,7 +10,7 @@ from corral.bench.results import Measurement
 from corral.bench.tables import COLUMNS, Table
 from corral.bench.target import Meter
 
-_WIDTH = 190  # of tables that go into a file
+_WIDTH = 220  # of tables that go into a file
 _HEADLINE = 5  # figures of a measurement that are worth a line while the rest goes on
 
 
@@ -76,7 +76,12 @@ def print_tables(tables: Iterable[Table]) -> None:
         )
         for place, heading in enumerate(table.headings):
             first = place == 0
-            shown.add_column(heading, justify="left" if first else "right", no_wrap=first)
+            shown.add_column(heading, justify="left" if first else "right", min_width=_width(table, place))
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown, markup=False)
+
+
+def _width(table: Table, place: int) -> int:
+    """Room for every cell of a column and for each word of its heading."""
+    return max(len(word) for word in [*table.headings[place].split(), *(row[place] for row in table.rows)])
