@@ -20,7 +20,7 @@ from corral.engine.protocol import EngineSpec, Step
 from corral.engine.wire import encode_frame
 from corral.models.table import build_program
 from corral.pool.machine import usable_cores
-from corral.types import SamplingParams
+from corral.types import BLOCK_SIZE, SamplingParams
 from corral.weights.gguf import open_gguf
 
 WARM, MEASURED = 8, 64  # steps
@@ -45,14 +45,14 @@ class StepCosts:
 def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int) -> list[StepCosts]:
     """Decode with each number of sequences, `prompt` tokens long at the beginning."""
     tokens = max(users) * (prompt + WARM + MEASURED + _SPARE)
-    gguf = open_gguf(path)
-    kv_bytes = tokens * build_program(gguf).kv_bytes_per_token()
+    program = build_program(open_gguf(path))
+    blocks = -(-tokens // BLOCK_SIZE) * len(program.kv_groups)
     spec = EngineSpec(
         path=str(path),
         threads=settings.threads or usable_cores(),
         batch_tokens=settings.batch_tokens,
         max_sequences=max(settings.max_sequences, *users),
-        kv_bytes=kv_bytes,
+        kv_bytes=blocks * program.kv_block_bytes(),
         isa=settings.isa,
     )
     engine, _ = load(spec)
