@@ -115,6 +115,8 @@ void test_extremes(const Pair& pair) {
       return to;
     });
   }
+  const Floats nothing(16, -kInfinity);
+  expect(pair.kernels.exp_sum(nothing.data(), 0, 1, 16) == 0, "exp_sum of -inf");
   const Floats banned = {0, -kInfinity, -1, -kInfinity, -kInfinity, -2, -kInfinity, -200};
   pair.compare(2e-6, "exp_sum beside -inf", [&](const PointwiseKernels& kernels) {
     return Floats{static_cast<float>(kernels.exp_sum(banned.data(), 0, 1, 8)),
