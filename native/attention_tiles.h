@@ -16,8 +16,11 @@ namespace {
 struct Tile {
   int start;  // first position
   const uint16_t *keys[kTile / kKvBlock], *values[kTile / kKvBlock];
-  const uint16_t* next[kTile / kKvBlock];  // keys of the tile after it
+  // What comes nearer while the keys and the values are read: as many bytes as these, some 16 KB ahead.
+  const uint16_t *after_keys[kTile / kKvBlock], *after_values[kTile / kKvBlock];
 };
+
+constexpr int kShortHead = 64;  // up to this size a tile's keys and values are 16 KB
 
 // Positions of a tile that some of the queries in hand see.
 struct Range {
@@ -31,26 +34,25 @@ using Scores = float[Vector::kQueries][kTile];
 template <class Vector, int Q>
 constexpr int kVectors = std::min<int>(std::bit_floor(unsigned{Vector::kSums} / Q), kTile / Vector::kLanes);
 
-inline void prefetch(const uint16_t* p) { __builtin_prefetch(p, 0, 3); }
+inline void prefetch(const uint16_t* p) { __builtin_prefetch(p, 0, 2); }
 
-// scores[i][at ...] = q[i] . keys * scale for Q queries and N vectors of positions. On the way, what the values of
-// the same blocks will need comes nearer.
+// scores[i][at ...] = q[i] . keys * scale for Q queries and N vectors of positions.
 template <class Vector, int Q, int N>
 void score_some(const AttentionTask& task, const float* const* q, const Tile& tile, int at, Scores<Vector>& scores) {
   constexpr int kLanes = Vector::kLanes;
   typename Vector::Floats sums[Q][N];
-  const uint16_t *keys[N], *values[N];
+  const uint16_t *keys[N], *after[N];
   for (int j = 0; j < N; ++j) {
     const int position = at + j * kLanes;
     keys[j] = tile.keys[position / kKvBlock] + position % kKvBlock;
-    values[j] = tile.values[position / kKvBlock];
+    after[j] = tile.after_keys[position / kKvBlock];
     for (int i = 0; i < Q; ++i) sums[i][j] = Vector::all(0);
   }
   for (int d = 0; d < task.head_dim; ++d) {
     typename Vector::Floats row[N];
     for (int j = 0; j < N; ++j) {
       row[j] = Vector::load_halves(keys[j] + d * kKvBlock);
-      if (j * kLanes % kKvBlock == 0) prefetch(values[j] + d * kKvBlock);
+      if (j * kLanes % kKvBlock == 0) prefetch(after[j] + d * kKvBlock);
     }
     for (int i = 0; i < Q; ++i) {
       const auto factor = Vector::all(q[i][d]);
@@ -108,8 +110,7 @@ void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, 
   for (int i = 0; i < queries; ++i) state.sum[first + i] = state.sum[first + i] * decay[i] + sums[i];
 }
 
-// values[i][d ...] = values * decay[i] + weights[i] . the tile's values, for Q queries and N vectors of a head. On
-// the way, the keys of the next tile come nearer.
+// values[i][d ...] = values * decay[i] + weights[i] . the tile's values, for Q queries and N vectors of a head.
 template <class Vector, int Q, int N>
 void gather_some(const Tile& tile, Range range, const Scores<Vector>& weights, const float* decay, int dim, int d,
                  float* values) {
@@ -122,11 +123,11 @@ void gather_some(const Tile& tile, Range range, const Scores<Vector>& weights, c
   }
   for (int t = range.begin; t < range.end; ++t) {
     const int offset = t % kKvBlock * dim + d;
-    const uint16_t *from = tile.values[t / kKvBlock] + offset, *next = tile.next[t / kKvBlock] + offset;
+    const uint16_t *from = tile.values[t / kKvBlock] + offset, *after = tile.after_values[t / kKvBlock] + offset;
     typename Vector::Floats row[N];
     for (int j = 0; j < N; ++j) {
       row[j] = Vector::load_halves(from + kLanes * j);
-      if (kLanes * j % kLine == 0) prefetch(next + kLanes * j);
+      if (kLanes * j % kLine == 0) prefetch(after + kLanes * j);
     }
     for (int i = 0; i < Q; ++i) {
       const auto weight = Vector::all(weights[i][t]);
@@ -183,12 +184,14 @@ void attend_segment(const AttentionTask& task, int begin, AttentionState& state)
   };
   const int passes = (task.queries + Vector::kQueries - 1) / Vector::kQueries;
   for (int start = std::max(begin, first) / kTile * kTile; start < std::min(begin + kSegment, end); start += kTile) {
-    Tile tile{start, {}, {}, {}};
+    Tile tile{start, {}, {}, {}, {}};
     for (int i = 0; i < kTile / kKvBlock; ++i) {
       const int64_t offset = block(start + i * kKvBlock);
       tile.keys[i] = task.keys + offset;
       tile.values[i] = task.values + offset;
-      tile.next[i] = task.keys + block(start + kTile + i * kKvBlock);
+      const int64_t next = block(start + kTile + i * kKvBlock);
+      tile.after_keys[i] = task.head_dim <= kShortHead ? task.keys + next : tile.values[i];
+      tile.after_values[i] = (task.head_dim <= kShortHead ? task.values : task.keys) + next;
     }
     for (int pass = 0; pass < passes; ++pass) {
       const int from = task.queries * pass / passes, to = task.queries * (pass + 1) / passes;
