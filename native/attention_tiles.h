@@ -122,8 +122,9 @@ void gather_some(const Tile& tile, Range range, const Scores<Vector>& weights, c
     }
   }
   for (int t = range.begin; t < range.end; ++t) {
-    const int offset = t % kKvBlock * dim + d;
-    const uint16_t *from = tile.values[t / kKvBlock] + offset, *after = tile.after_values[t / kKvBlock] + offset;
+    const int slot = t % kKvBlock;
+    const uint16_t* from = tile.values[t / kKvBlock] + slot * dim + d;
+    const uint16_t* after = tile.after_values[t / kKvBlock] + d * kKvBlock + slot * N * kLanes;  // line after line
     typename Vector::Floats row[N];
     for (int j = 0; j < N; ++j) {
       row[j] = Vector::load_halves(from + kLanes * j);
