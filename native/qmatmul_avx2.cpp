@@ -115,6 +115,9 @@ inline void unsigned_block(const std::byte* codes, const BlockScales& by, int bl
   }
 }
 
+// Keeps the compiler from gathering a sum's terms to add them in another order: it would run out of registers.
+inline void in_order(Vector& sum) { asm("" : "+x"(sum)); }
+
 // Signed codes: |w| * (x with w's sign), widened at once.
 template <int Half, int T>
 inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
@@ -127,6 +130,7 @@ inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x,
       const Vector pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(xb, g), w));
       const Vector wide = _mm256_madd_epi16(pairs, factor(xb, g / 2));
       sums[t] = g == 4 * Half ? wide : _mm256_add_epi32(sums[t], wide);
+      in_order(sums[t]);
     }
   }
 }
