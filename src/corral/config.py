@@ -35,6 +35,7 @@ class Settings:
     threads: int = 0  # 0 = the cores that this process may use
     batch_tokens: int = 256  # tokens computed in one step
     max_sequences: int = 64  # sequences computed side by side
+    drafts: bool = True  # guess tokens ahead where that pays; replies are the same
     isa: str = "auto"  # native kernels: the best that the processor has, or one of ISAS
     origins: tuple[str, ...] = ()  # web pages that may call us beside local ones; `*` matches anything
 
@@ -61,6 +62,7 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
         threads=env.integer("CORRAL_THREADS", 0),
         batch_tokens=env.integer("CORRAL_BATCH_TOKENS", 256, least=1),
         max_sequences=env.integer("CORRAL_MAX_SEQUENCES", 64, least=1),
+        drafts=env.choice("CORRAL_DRAFTS", ("auto", "off")) == "auto",
         isa=env.choice("CORRAL_ISA", ISAS),
         origins=tuple(part.strip() for part in env.text("OLLAMA_ORIGINS", "").split(",") if part.strip()),
     )

@@ -32,10 +32,12 @@ def _choose(tokens, temperature, seed):
 class FakeExecutor:
     """`fail_token`: a row whose last token is this one comes out bad. `error`: what the next step raises.
 
-    Every group of layers must read the same tokens through its own tables, as far back as it sees.
+    Every group of layers must read the same tokens through its own tables, as far back as it sees. With
+    `memory` only so many last tokens matter, and few tokens are said: replies repeat themselves.
     """
 
-    def __init__(self, num_blocks=64, max_tokens=64, fail_token=-1, kv_windows=(None,)):
+    def __init__(self, num_blocks=64, max_tokens=64, fail_token=-1, kv_windows=(None,), memory=None):
+        self.memory = memory
         self.num_blocks, self.max_tokens, self.fail_token = num_blocks, max_tokens, fail_token
         self.kv_windows = kv_windows
         self.kv = np.full(num_blocks * BLOCK_SIZE, -1, np.int32)
@@ -64,7 +66,11 @@ class FakeExecutor:
         top = np.full((len(batch.rows), 20), -1, np.int32)
         for r, row in enumerate(batch.rows):
             known = self._known(batch.blocks[:, owner[row]], batch.positions[row])
+            if self.memory is not None:
+                known = known[-self.memory :]
             token, logprob = _choose(known, s.temperature[r], s.seeds[r])
+            if self.memory is not None:
+                token %= 7
             banned = s.bias_ids[s.bias_starts[r] : s.bias_starts[r + 1]]
             while token in banned:
                 token = (token + 1) % VOCAB

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.engine.engine import Engine, EngineOptions
+from corral.engine.pace import LEAST_READING
 from corral.errors import InvalidRequest, Overloaded, PromptTooLong
 from corral.types import FinishReason, SamplingParams
 
@@ -276,7 +277,7 @@ def test_load_counts_tokens_in_used_blocks():
     engine.add(2, list(range(40)), greedy(60))
     engine.step()
     load = engine.load
-    assert (load.running, load.blocks_used, load.tokens_held) == (2, 4, 32 + 9 + 8)
+    assert (load.running, load.blocks_used, load.tokens_held) == (2, 4, 32 + 9 + LEAST_READING)
 
 
 @pytest.mark.parametrize(

@@ -4,64 +4,98 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.engine.pace import LEAST_READING, StepCost
+from corral.engine.pace import LEAST_READING, Costs, Pace
+from corral.engine.scheduler import Crowd
 
-machines = st.tuples(st.floats(1e-4, 2e-2), st.floats(2e-5, 5e-3), st.floats(1e-6, 2e-3), st.integers(0, 9))
+machines = st.builds(
+    lambda token, fixed, row, look: Costs(token * fixed, token, token * row, token * look),
+    st.floats(1e-5, 1e-2),
+    st.floats(0, 30),
+    st.floats(0, 3),
+    st.floats(0, 2e-3),
+)
 
 
-def true_seconds(machine, tokens, rows):
-    fixed, per_token, per_row, _ = machine
-    return fixed + per_token * tokens + per_row * rows
+def true_seconds(machine, tokens, rows, looks):
+    return machine.fixed + machine.token * tokens + machine.row * rows + machine.look * looks
 
 
-def learnt(machine, noise=0.05):
+def crowd(decoding, readers=1, place=0, context=300):
+    return Crowd(decoding, decoding * context, readers, place)
+
+
+def beside(machine, crowd, reading):
+    """Seconds of a step that decodes and reads."""
+    looks = crowd.held + reading * crowd.place
+    return true_seconds(machine, crowd.decoding + reading, crowd.decoding, looks)
+
+
+def learnt(machine, noise=0.05, seed=0):
     """Twelve users read 300 tokens each and decode; every twentieth step is held up, the first one too."""
-    cost, chance = StepCost(), random.Random(machine[3])
-    steps = [(256, 1)] * 3 + [(250 + n, 1 + n) for n in range(12)] + [(n, n) for n in (12, 8, 3, 1) * 10]
-    for index, (tokens, rows) in enumerate(steps):
-        seconds = true_seconds(machine, tokens, rows) * chance.uniform(1 - noise, 1 + noise)
-        cost.learn(tokens, rows, seconds * (5 if index % 20 == 0 else 1))
-    return cost
+    pace, chance = Pace(), random.Random(seed)
+    steps = [(256, 1, 256 * 130)] * 3 + [(250 + n, 1 + n, (256 + 2 * n) * 150) for n in range(12)]
+    steps += [(n, n, n * 320) for n in (12, 8, 3, 1) * 10]
+    for index, step in enumerate(steps):
+        seconds = true_seconds(machine, *step) * chance.uniform(1 - noise, 1 + noise)
+        pace.learn(*step, seconds * (5 if index % 20 == 0 else 1))
+    return pace
 
 
 @settings(max_examples=100, deadline=None)
-@given(machines)
-def test_cost_of_a_step_is_found_through_noise_and_hold_ups(machine):
-    cost = learnt(machine)
-    for tokens, rows in ((1, 1), (12, 12), (256, 1), (60, 12)):
-        assert cost.seconds(tokens, rows) == pytest.approx(true_seconds(machine, tokens, rows), rel=0.5)
+@given(machines, st.integers(0, 9))
+def test_cost_of_decoding_is_found_through_noise_and_hold_ups(machine, seed):
+    costs = learnt(machine, seed=seed).costs
+    for decoding in (1, 3, 8, 12):
+        true = beside(machine, crowd(decoding), 0)
+        assert costs.decoding(crowd(decoding)) == pytest.approx(true, rel=0.3)
 
 
 @settings(max_examples=100, deadline=None)
-@given(machines, st.integers(1, 12))
-def test_one_newcomer_makes_a_step_less_than_three_times_as_long(machine, decoding):
-    allowed = learnt(machine).reading(decoding, 1)
-    alone = true_seconds(machine, decoding, decoding)
-    if allowed > LEAST_READING:
-        assert 1.3 * alone < true_seconds(machine, decoding + allowed, decoding) < 3 * alone
+@given(machines, st.integers(1, 12), st.integers(0, 9))
+def test_one_newcomer_makes_a_step_less_than_three_times_as_long_up_to_its_end(machine, decoding, seed):
+    """Its later tokens look at ever more earlier ones; the pace follows."""
+    pace, now = learnt(machine, seed=seed), crowd(decoding)
+    place = 0
+    while place < 4000:
+        now = crowd(decoding, place=place)
+        reading = pace.reading(now)
+        seconds = beside(machine, now, reading)
+        if reading > LEAST_READING:
+            assert seconds < 3 * beside(machine, now, 0)
+        pace.learn(decoding + reading, decoding, now.held + reading * place, seconds)
+        place += reading
 
 
 def test_each_newcomer_more_may_take_as_much_again():
-    cost = learnt((5e-3, 1e-3, 5e-4, 0), noise=0)
-    one = cost.reading(10, 1)
-    assert cost.reading(10, 4) == pytest.approx(4 * one, abs=4)
-    assert cost.reading(10, 1, drafts=5) < one
-    assert cost.reading(10, 1, drafts=1000) == LEAST_READING
+    pace = learnt(Costs(5e-3, 1e-3, 5e-4, 1e-8), noise=0)
+    one = pace.reading(crowd(10))
+    assert one > LEAST_READING
+    assert pace.reading(crowd(10, readers=4)) == pytest.approx(4 * one, abs=4)
+    assert pace.reading(crowd(10), drafts=5) < one
+    assert pace.reading(crowd(10), drafts=1000) == LEAST_READING
 
 
 def test_nobody_decodes_nobody_is_slowed_down():
-    assert StepCost().reading(0, 3) is None
+    assert Pace().reading(crowd(0, readers=3)) is None
 
 
-def test_nothing_known_yet_allows_the_least():
-    assert StepCost().reading(2, 1) == LEAST_READING
+def test_nothing_known_yet_allows_the_least_and_drafts_nothing():
+    assert Pace().reading(crowd(2)) == LEAST_READING
+    assert Pace().draft_chance(crowd(1)) == 1
+
+
+def test_drafts_pay_where_a_step_is_mostly_fixed_cost():
+    pace = learnt(Costs(5e-3, 3e-4, 2e-4, 0.0), noise=0)
+    assert pace.draft_chance(crowd(1)) == pytest.approx(1.25 * 0.5 / 5.5, rel=0.05)
+    assert pace.draft_chance(crowd(20)) == pytest.approx(1.25 * 10 / 15, rel=0.05)
+    assert learnt(Costs(1e-4, 3e-3, 2e-3, 0.0), noise=0).draft_chance(crowd(12)) > 1
 
 
 def test_a_cost_that_changes_is_followed():
-    """An hour of one user, then contexts twice as long: the old costs must not have set hard."""
-    cost = learnt((5e-3, 1e-3, 5e-4, 0))
+    """Hours of one user, then a machine half as fast: the old costs must not have set hard."""
+    pace = learnt(Costs(5e-3, 1e-3, 5e-4, 0.0))
     for _ in range(5000):
-        cost.learn(1, 1, 6.5e-3)
+        pace.learn(1, 1, 300, 6.5e-3)
     for _ in range(60):
-        cost.learn(20, 20, 70e-3)
-    assert cost.seconds(20, 20) == pytest.approx(70e-3, rel=0.05)
+        pace.learn(20, 20, 6000, 70e-3)
+    assert pace.costs.decoding(crowd(20)) == pytest.approx(70e-3, rel=0.1)

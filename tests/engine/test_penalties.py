@@ -23,6 +23,23 @@ def test_counts_kept_up_to_date_equal_counts_made_anew(prompt, reply, window):
     assert dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True)) == expected
 
 
+@given(tokens, tokens, tokens, st.one_of(st.none(), st.just(-1), st.integers(1, 12)))
+def test_counts_after_drafts_equal_counts_after_saying_them(prompt, reply, drafts, window):
+    known = prompt.copy()
+    counts = PenaltyCounts(known, window)
+    for token in reply:
+        known.append(token)
+        counts.push()
+    before = dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True))
+    found = [dict(zip(ids.tolist(), numbers.tolist(), strict=True)) for ids, numbers in counts.after(drafts)]
+    assert dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True)) == before
+    for after in found:
+        known.append(drafts[len(known) - len(prompt) - len(reply)])
+        counts.push()
+        assert after == dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True))
+    assert len(found) == len(drafts)
+
+
 def test_arrays_grow_beyond_their_first_size():
     counts = PenaltyCounts(list(range(500)), None)
     assert sorted(counts.ids.tolist()) == list(range(500))

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.engine.scheduler import Scheduler
+from corral.engine.scheduler import Crowd, Scheduler
 from corral.engine.sequence import Sequence
 from corral.engine.tables import BlockTables
 
@@ -49,12 +49,12 @@ def test_prompts_read_at_most_their_allowance_beside_decoding_and_all_of_it_with
 
 def test_crowd_counts_those_that_decode_and_those_that_read_or_could():
     s = make(batch_tokens=10, max_sequences=3)
-    assert s.crowd() == (0, 0)
+    assert s.crowd() == Crowd(decoding=0, held=0, readers=0, place=0)
     for id in range(6):
         s.add(Sequence(id, [id] * 8))
-    assert s.crowd() == (0, 3)
+    assert s.crowd() == Crowd(decoding=0, held=0, readers=3, place=0)
     run_step(s)
-    assert s.crowd() == (1, 2)
+    assert s.crowd() == Crowd(decoding=1, held=8, readers=2, place=2)
 
 
 def test_a_short_prompt_overtakes_a_long_one_that_is_being_read():

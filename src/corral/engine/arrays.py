@@ -27,13 +27,13 @@ class Scored:
 
 @dataclass(slots=True)
 class Rows:
-    """Whose logit rows a batch has: a request that samples has one row, in `sampled`."""
+    """Whose logit rows a batch has: a request that samples has one, and one more for each of its drafts."""
 
     slots: list[int] = field(default_factory=list)
     where: list[int] = field(default_factory=list)  # the row's place among the batch's tokens
     targets: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)  # tokens known before the one to sample
-    sampled: list[tuple[Request, int]] = field(default_factory=list)
+    sampled: list[tuple[Request, int]] = field(default_factory=list)  # the first row of each
     scored: list[Scored] = field(default_factory=list)
 
 
@@ -99,10 +99,11 @@ class BatchArrays:
                 positions.append(start)
             else:
                 tokens += sequence.tokens[start : start + count]
+                tokens += sequence.drafts
                 positions += range(start, start + count)
             starts.append(len(tokens))
-            if request.replies and start + count == len(sequence.tokens):
-                _add_sampled(rows, request, len(tokens) - 1)
+            if request.replies and start + count >= len(sequence.tokens):
+                _add_sampled(rows, request, len(tokens) - 1 - len(sequence.drafts))
         batch = Batch(
             tokens=np.array(tokens, np.int32),
             positions=np.array(positions, np.int32),
@@ -120,6 +121,12 @@ class BatchArrays:
         if length != listed:
             self._tables[:, request.slot, listed:length] = [table[listed:] for table in tables]
             request.listed = length
+
+    def settle(self, request: Request) -> None:
+        """Forget blocks that the request has given back."""
+        length = len(request.sequence.tables[0])
+        self._tables[:, request.slot, length : request.listed] = -1
+        request.listed = min(request.listed, length)
 
     def _sampling(self, rows: Rows) -> SamplingRows:
         slots = np.array(rows.slots, np.intp)
@@ -167,11 +174,12 @@ def _add_scored(rows: Rows, request: Request, start: int, count: int, offset: in
 
 
 def _add_sampled(rows: Rows, request: Request, place: int) -> None:
+    known, count = len(request.sequence.tokens), 1 + len(request.sequence.drafts)
     rows.sampled.append((request, len(rows.slots)))
-    rows.slots.append(request.slot)
-    rows.where.append(place)
-    rows.targets.append(-1)
-    rows.lengths.append(len(request.sequence.tokens))
+    rows.slots += [request.slot] * count
+    rows.where += range(place, place + count)
+    rows.targets += [-1] * count
+    rows.lengths += range(known, known + count)
 
 
 def _mix(seeds: NDArray[np.uint64], index: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -184,7 +192,12 @@ def _mix(seeds: NDArray[np.uint64], index: NDArray[np.uint64]) -> NDArray[np.uin
 
 def _bias(rows: Rows) -> tuple[I32, I32, F32]:
     """Row starts, ids and values of what is added to logits."""
-    parts = {row: request.current_bias() for request, row in rows.sampled if request.biased}
+    parts = {
+        row + ahead: request.bias_of(request.replied + ahead)
+        for request, row in rows.sampled
+        if request.biased
+        for ahead in range(1 + len(request.sequence.drafts))
+    }
     starts = _starts({row: len(ids) for row, (ids, _) in parts.items()}, len(rows.slots))
     if not parts:
         return starts, _EMPTY_I32, _EMPTY_F32
@@ -194,12 +207,17 @@ def _bias(rows: Rows) -> tuple[I32, I32, F32]:
 
 def _penalties(rows: Rows) -> tuple[I32, I32, I32]:
     """Row starts, ids and counts of what penalties look at."""
-    parts = {row: request.penalties for request, row in rows.sampled if request.penalties}
-    starts = _starts({row: part.size for row, part in parts.items()}, len(rows.slots))
+    parts: dict[int, tuple[I32, I32]] = {}
+    for request, row in rows.sampled:
+        if request.penalties:
+            parts[row] = request.penalties.ids, request.penalties.counts
+            if request.sequence.drafts:
+                parts |= enumerate(request.penalties.after(request.sequence.drafts), row + 1)
+    starts = _starts({row: len(ids) for row, (ids, _) in parts.items()}, len(rows.slots))
     if not parts:
         return starts, _EMPTY_I32, _EMPTY_I32
-    ids = np.concatenate([part.ids for part in parts.values()])
-    return starts, ids, np.concatenate([part.counts for part in parts.values()])
+    ids, counts = zip(*parts.values(), strict=True)
+    return starts, np.concatenate(ids), np.concatenate(counts)
 
 
 def _starts(sizes: dict[int, int], rows: int) -> I32:

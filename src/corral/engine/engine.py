@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from corral.engine.admission import Limits, check_request
 from corral.engine.arrays import BatchArrays, Rows, Scored
-from corral.engine.pace import StepCost
+from corral.engine.pace import Pace
 from corral.engine.protocol import Load, Output
 from corral.engine.request import Request
 from corral.engine.scheduler import Plan, Scheduler
@@ -26,6 +26,7 @@ class EngineOptions:
     batch_tokens: int = 256
     max_sequences: int = 64
     max_queue: int = 512
+    drafts: bool = True  # guess tokens ahead where that pays
 
 
 class Engine:
@@ -43,8 +44,8 @@ class Engine:
         self._arrays = BatchArrays(self.scheduler.max_sequences, groups, -(-longest // BLOCK_SIZE))
         self._requests: dict[int, Request] = {}
         self._done: list[Output] = []  # ended without a step
-        self._cost = StepCost()
-        self._steps = 0
+        self._pace = Pace()
+        self._steps = self._drafted = self._accepted = 0
         # Seconds spent in each part of all steps so far; the worker adds its own part, "send".
         self.phases = dict.fromkeys(("schedule", "pack", "executor", "finish", "send"), 0.0)
 
@@ -84,6 +85,8 @@ class Engine:
             tokens_held=used * BLOCK_SIZE - scheduler.wasted_tokens(),
             preemptions=scheduler.preemptions,
             steps=self._steps,
+            drafted=self._drafted,
+            accepted=self._accepted,
         )
 
     def check(self) -> None:
@@ -97,7 +100,7 @@ class Engine:
         """Compute one step and give its outputs. An executor's ValueError fails this step's requests only."""
         outputs, self._done = self._done, []
         begun = time.perf_counter()
-        plan = self.scheduler.schedule(self._cost.reading(*self.scheduler.crowd()))
+        plan = self._plan()
         for sequence in plan.preempted:
             self._arrays.leave(self._requests[sequence.id])
         if not plan.chunks:
@@ -112,10 +115,20 @@ class Engine:
         except ValueError as error:
             return outputs + [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
         computed = self._spend("executor", begun)
-        self._cost.learn(len(batch.tokens), len(batch.rows), computed - begun)
+        looks = int(batch.positions.sum())
+        self._pace.learn(len(batch.tokens), len(batch.rows), looks, computed - begun)
         outputs += self._finish_step(plan, rows, result)
         self._spend("finish", computed)
         return outputs
+
+    def _plan(self) -> Plan:
+        crowd, drafts = self.scheduler.crowd(), 0
+        needed = self._pace.draft_chance(crowd) if self.options.drafts and crowd.decoding else 1.0
+        if needed < 1:
+            for request in self._requests.values():
+                request.guess(needed)
+                drafts += len(request.sequence.drafts)
+        return self.scheduler.schedule(self._pace.reading(crowd, drafts))
 
     def _spend(self, phase: str, begun: float) -> float:
         now = time.perf_counter()
@@ -141,7 +154,7 @@ class Engine:
         now = time.monotonic_ns()
         for request, row in rows.sampled:
             if request.id in self._requests:  # its scores may just have failed it
-                outputs.append(self._take_token(request, tokens[row], row, result, now))
+                outputs.append(self._take_tokens(request, tokens, row, result, now))
         return outputs
 
     def _take_scores(self, scored: Scored, tokens: list[int], result: StepResult) -> Output | None:
@@ -155,21 +168,38 @@ class Engine:
         self._remove(request)
         return _last(request, FinishReason.LENGTH)
 
-    def _take_token(self, request: Request, token: int, row: int, result: StepResult, now: int) -> Output:
-        if token < 0:
+    def _take_tokens(
+        self, request: Request, sampled: list[int], row: int, result: StepResult, now: int
+    ) -> Output:
+        drafts = request.sequence.drafts
+        taken: list[int] = []
+        finish = None
+        while finish is None and sampled[row + len(taken)] >= 0:
+            taken.append(sampled[row + len(taken)])
+            finish = request.push(taken[-1], now)
+            if len(taken) > len(drafts) or taken[-1] != drafts[len(taken) - 1]:
+                break
+        if not taken:
             return self._fail(request, _BAD_ROW)
-        finish = request.push(token, now)
+        if drafts:
+            self._drafted += len(drafts)
+            self._accepted += len(taken) - 1
+            self.scheduler.settle(request.sequence, len(taken) - 1)
+            self._arrays.settle(request)
         wanted = request.params.logprobs
-        logprobs = [] if wanted is None else [_logprob(result, row, token, wanted)]
+        logprobs = []
+        if wanted is not None:
+            logprobs = [_logprob(result, at, token, wanted) for at, token in enumerate(taken, row)]
         if finish:
             self._remove(request)
+        first = request.replied == len(taken)
         return Output(
             id=request.id,
-            tokens=[token],
+            tokens=taken,
             logprobs=logprobs,
-            prompt_logprobs=request.scored if request.replied == 1 else [],
+            prompt_logprobs=request.scored if first else [],
             finish=finish,
-            stats=request.stats() if finish or request.replied == 1 else None,
+            stats=request.stats() if finish or first else None,
         )
 
     def _remove(self, request: Request) -> None:

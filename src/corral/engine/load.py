@@ -39,6 +39,7 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
         batch_tokens=spec.batch_tokens,
         max_sequences=spec.max_sequences,
         max_queue=spec.max_queue,
+        drafts=spec.drafts,
     )
     engine = Engine(executor, options)
     ready = Ready(

@@ -1,5 +1,7 @@
 """Which tokens a request's penalties look at, as arrays that are kept up to date instead of rebuilt."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from corral.executors.batch import I32
@@ -44,6 +46,19 @@ class PenaltyCounts:
     def counts(self) -> I32:
         """How often presence and frequency see each."""
         return self._counts[: self.size]
+
+    def after(self, drafts: list[int]) -> Iterator[tuple[I32, I32]]:
+        """Ids and counts as they would be after each of these tokens more; nothing is changed."""
+        counts = dict(zip(self.ids.tolist(), self.counts.tolist(), strict=True))
+        known = self.tokens + drafts if self.window is not None and self.window > 0 else []
+        for end, token in enumerate(drafts, len(self.tokens) + 1):
+            counts[token] = counts.get(token, 0) + 1
+            if self.window is not None and 0 < self.window < end:
+                gone = known[end - 1 - self.window]
+                counts[gone] -= 1
+                if not counts[gone]:
+                    del counts[gone]
+            yield np.array(list(counts), np.int32), np.array(list(counts.values()), np.int32)
 
     def _add(self, token: int, count: int) -> None:
         place = self._places.get(token)

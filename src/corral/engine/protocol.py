@@ -20,6 +20,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_sequences: int
     kv_bytes: int  # memory for the KV cache
     max_queue: int = 512  # requests waiting or running
+    drafts: bool = True  # guess tokens ahead where that pays
     isa: str = "auto"  # which native kernels: see config.ISAS
     executor: str = "native"  # a name in engine/load.py's table
 
@@ -89,6 +90,8 @@ class Load(msgspec.Struct, frozen=True):
     tokens_held: int = 0  # places filled in used blocks: blocks_used * block_size - tokens_held are wasted
     preemptions: int = 0
     steps: int = 0
+    drafted: int = 0  # tokens guessed and verified
+    accepted: int = 0  # of these, right
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from corral.engine.admission import Limits
+from corral.engine.drafts import Drafts
 from corral.engine.penalties import PenaltyCounts, wants_penalties
 from corral.engine.sequence import Sequence
 from corral.executors.batch import F32, I32
@@ -28,6 +29,7 @@ class Request:
         self.limit = _limit(len(prompt), params, limits)
         self.seed = random.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
         self.penalties = PenaltyCounts(tokens, params.penalty_window) if wants_penalties(params) else None
+        self.drafts = Drafts(tokens) if self.replies else None
         self.biased = bool(params.logit_bias or params.min_tokens)
         self.bias = _bias_arrays(dict(params.logit_bias))
         banned = dict.fromkeys(self.stops, -np.inf) if params.min_tokens else {}
@@ -43,9 +45,16 @@ class Request:
         """Tokens sampled so far."""
         return len(self.sequence.tokens) - len(self.prompt) if self.replies else 0
 
-    def current_bias(self) -> tuple[I32, F32]:
-        """Ids and values to add to the next token's logits; what would end the reply too early is banned."""
-        return self.early_bias if self.replied < self.params.min_tokens else self.bias
+    def bias_of(self, index: int) -> tuple[I32, F32]:
+        """Ids and values to add to the logits of a token of the reply; what ends it too early is banned."""
+        return self.early_bias if index < self.params.min_tokens else self.bias
+
+    def guess(self, needed: float) -> None:
+        """Draft the tokens that are at least so likely to come, if the request decodes."""
+        sequence = self.sequence
+        if self.drafts and sequence.tables and sequence.pending == 1:
+            # The step samples one token more than its drafts, which is at most the last.
+            sequence.drafts = self.drafts.propose(self.limit - len(sequence.tokens) - 1, needed)
 
     def scored_positions(self, start: int, count: int) -> range:
         """Of positions start .. start + count, those whose logits score a prompt token for the first time."""

@@ -27,6 +27,16 @@ class Plan:
     budget: int = 0  # tokens not handed out
 
 
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Who is there for the next step."""
+
+    decoding: int
+    held: int  # tokens computed of those that decode
+    readers: int  # those that read their prompt, or could begin to
+    place: int  # tokens computed of the one that reads next
+
+
 class Scheduler:
     """Holds every unfinished sequence: `running` ones in order of admission, `waiting` ones by turn."""
 
@@ -61,11 +71,16 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def crowd(self) -> tuple[int, int]:
-        """How many decode, and how many read their prompt or could begin to."""
-        decoding = sum(1 for sequence in self.running if sequence.pending == 1)
-        places = self.max_sequences - len(self.running)
-        return decoding, len(self.running) - decoding + min(places, len(self.waiting))
+    def crowd(self) -> Crowd:
+        """How many decode and read, and how far they are."""
+        decoding = [sequence.computed for sequence in self.running if sequence.pending == 1]
+        readers = [sequence for sequence in self.running if sequence.pending > 1]
+        return Crowd(
+            decoding=len(decoding),
+            held=sum(decoding),
+            readers=len(readers) + min(self.max_sequences - len(self.running), len(self.waiting)),
+            place=min(readers, key=_turn).computed if readers else 0,
+        )
 
     def schedule(self, reading: int | None = None) -> Plan:
         """Plan one step; empty only when nothing is left to do.
@@ -85,13 +100,21 @@ class Scheduler:
         plan.budget -= kept
         self._read_prompts(readers, plan)
         plan.budget += kept
+        for sequence in self.running:
+            if sequence.drafts:
+                self._grant_drafts(sequence, plan)
         return plan
 
     def advance(self, plan: Plan) -> None:
-        """The step was computed: move on, and let others find the blocks that it filled."""
+        """The step was computed: move on past all but drafts, which `settle` decides about."""
         for sequence, count in plan.chunks.items():
-            sequence.computed += count
-            self.tables.advance(sequence)
+            self._move(sequence, count - len(sequence.drafts))
+
+    def settle(self, sequence: Sequence, right: int) -> None:
+        """So many of its drafts came true and are among its tokens now; the others' blocks are given back."""
+        sequence.drafts = []
+        self._move(sequence, right)
+        self.tables.trim(sequence)
 
     def wasted_tokens(self) -> int:
         """Places in used blocks that hold no token."""
@@ -103,6 +126,7 @@ class Scheduler:
         assert len(self.running) <= self.max_sequences, "too many running"
         for sequence in self.running:
             assert sequence.pending >= 1, "a running sequence has nothing to do"
+            assert not sequence.drafts, "drafts are not settled"
         assert all(not s.tables and not s.computed for s in self.waiting), "a waiting sequence holds blocks"
 
     def _grant(self, sequence: Sequence, plan: Plan) -> None:
@@ -120,17 +144,31 @@ class Scheduler:
 
     def _compute(self, sequence: Sequence, count: int, plan: Plan) -> None:
         self.tables.extend(sequence, sequence.computed + count)
+        plan.budget -= count - plan.chunks.get(sequence, 0)
         plan.chunks[sequence] = count
-        plan.budget -= count
+
+    def _grant_drafts(self, sequence: Sequence, plan: Plan) -> None:
+        """Verify as many drafts as budget and free blocks allow: they take nothing from anybody."""
+        count = min(len(sequence.drafts), plan.budget) if plan.chunks.get(sequence) == sequence.pending else 0
+        del sequence.drafts[count:]
+        while self.tables.missing(sequence, len(sequence.tokens) + len(sequence.drafts)) > self.pool.free:
+            sequence.drafts.pop()
+        if sequence.drafts:
+            self._compute(sequence, sequence.pending + len(sequence.drafts), plan)
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         assert len(self.running) > 1, "a sequence alone has every block"
         self.running.pop()
         self.tables.release(sequence)
+        sequence.drafts = []
         insort_left(self.waiting, sequence, key=_turn)
         plan.budget += plan.chunks.pop(sequence, 0)
         plan.preempted.append(sequence)
         self.preemptions += 1
+
+    def _move(self, sequence: Sequence, count: int) -> None:
+        sequence.computed += count
+        self.tables.advance(sequence)
 
     def _read_prompts(self, readers: list[Sequence], plan: Plan) -> None:
         """Hand what is left of the budget to those that read and those that can be admitted, in turn."""

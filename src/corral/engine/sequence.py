@@ -8,6 +8,7 @@ class Sequence:
         "cached",
         "computed",
         "digests",
+        "drafts",
         "dropped",
         "id",
         "published",
@@ -28,6 +29,7 @@ class Sequence:
         self.sharing = sharing  # may start from the prefix cache
         self.cached: int | None = None  # tokens taken from the prefix cache at the first admission
         self.published = 0  # leading blocks that others may find, or that came from the cache
+        self.drafts: list[int] = []  # guesses at the next tokens; empty between steps
         self.turn = 0  # the scheduler's order among those that read
 
     @property

@@ -120,6 +120,13 @@ class BlockTables:
         sequence.tables, sequence.dropped = [], []
         sequence.computed = sequence.published = 0
 
+    def trim(self, sequence: Sequence) -> None:
+        """Give back the blocks behind its computed tokens."""
+        needed = -(-sequence.computed // self.block_size)
+        for table in sequence.tables:
+            self.pool.release(table[needed:])
+            del table[needed:]
+
     def wasted(self, sequence: Sequence) -> int:
         """Places in its blocks that hold no token: in the last block of each group."""
         return len(self.windows) * (len(sequence.tables[0]) * self.block_size - sequence.computed)

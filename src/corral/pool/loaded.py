@@ -87,6 +87,7 @@ async def load_model(
         max_sequences=settings.max_sequences,
         kv_bytes=memory.kv,
         max_queue=settings.max_queue,
+        drafts=settings.drafts,
         isa=settings.isa,
     )
     starting = asyncio.ensure_future(
