@@ -18,6 +18,7 @@ def main() -> None:
         time.sleep(60)
     server = StreamingServer(identity, int(port))
     server.pages["/health"] = "ok"
+    server.pause = 0.002  # or all tokens come at one moment, and there is no rate
     if odd[:1] == ["die-after"]:
         server.misbehave_after = int(odd[1])
         server.misbehave = lambda handler: os._exit(7)
