@@ -5,7 +5,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 from corral.errors import CorruptModel, UnsupportedModel
@@ -89,7 +89,8 @@ class Vocabulary:
 
     def of_type(self, *kinds: TokenType) -> list[int]:
         """The ids of all tokens of these types, in order."""
-        return [token for token, kind in enumerate(self.types) if kind in kinds]
+        chosen = bytes(kind in kinds for kind in range(256))
+        return [*compress(range(len(self)), self.types.translate(chosen))]
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[str]]:
@@ -200,7 +201,7 @@ def _end_tokens(tokens: list[str], types: bytearray, declared: set[int | None]) 
     "</s>" counts only as a control token: in Gemma's vocabulary it is HTML.
     """
     known = END_TEXTS | FILE_TEXTS | {"</s>"}
-    found = {text: token for token, text in enumerate(tokens) if text in known}
+    found = {text: tokens.index(text) for text in known.intersection(tokens)}
     if "</s>" in found and types[found["</s>"]] != TokenType.CONTROL:
         del found["</s>"]
     for token in found.values():
