@@ -15,12 +15,11 @@ namespace {
 constexpr size_t kAhead = 3072;
 constexpr size_t kLine = 64;
 
-// Into the first cache; blocks of 8-bit codes, which come faster than lines can be asked for there, into the second.
+// Into the second cache: the first one can ask for fewer lines at a time.
 template <size_t Bytes>
 inline void prefetch(const std::byte* from) {
-  constexpr auto kHint = Bytes < 256 ? _MM_HINT_T0 : _MM_HINT_T1;
 #pragma GCC unroll 8
-  for (size_t at = 0; at < Bytes; at += kLine) _mm_prefetch(reinterpret_cast<const char*>(from + at), kHint);
+  for (size_t at = 0; at < Bytes; at += kLine) _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
 }
 
 // A tile's share of the codes of a segment to come, block for block.

@@ -181,7 +181,7 @@ template <Codes C, Grouping G>
 void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
                       const ActivationRows& x, int n_rows, StripRow* strip, int column) {
   if constexpr (C == Codes::U5 || C == Codes::U6) {
-    if (n_rows > kMostRows) {
+    if (n_rows > 2 * kMostRows) {
       PlainBlock plain[kSegmentBlocks];
       for (int block = 0; block < blocks; ++block) unpack<C>(codes + block * kCodeBytes<C>, plain[block]);
       const auto* bytes = reinterpret_cast<const std::byte*>(plain);
