@@ -151,7 +151,7 @@ def test_vllm_is_started_at_its_best() -> None:
 def test_commands_for_readers_name_no_folder_and_no_port(name) -> None:
     words = PEERS[name].in_words(start())
     assert "/" not in words and "7777" not in words
-    assert PEERS[name].program in words or words == "corral serve"
+    assert PEERS[name].program in words or words == "corral serve --model tiny"
 
 
 def test_every_peer_but_ours_says_how_to_install_it() -> None:

@@ -46,7 +46,7 @@ class Peer:
     def in_words(self, start: Start) -> str:
         """The command for a reader: without this machine's folders, the port and the number of users."""
         if self.kind.name == "corral":
-            return "corral serve"
+            return f"corral serve --model {start.model}"
         shown = {start.program: self.program, start.path: start.model, str(start.port): "PORT"}
         if not self.one_slot:
             shown[str(start.users * start.context)] = f"{start.context}*USERS"
@@ -61,7 +61,7 @@ class Peer:
 
 
 def _corral(start: Start) -> list[str]:
-    return ["-m", "corral.cli.main", "serve"]
+    return ["-m", "corral.cli.main", "serve", "--model", start.model]
 
 
 def _corral_environment(start: Start) -> dict[str, str]:
