@@ -28,7 +28,9 @@ KVMemory::KVMemory(int num_blocks, std::span<KVCache> layers) {
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = {memory, Unmap{bytes}};
   // Blocks of a sequence lie far apart: with small pages every one of them misses the TLB.
+#if defined(__linux__)
   madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
   auto* place = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) & ~(kHugePage - 1));
   for (size_t i = 0; i < layers.size(); ++i) {
     layers[i].memory_ = place + offsets[i];
