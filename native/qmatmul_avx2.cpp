@@ -89,7 +89,7 @@ inline __m256 add_sums(Vector first, Vector second, const BlockScales& by, const
 }
 
 
-// Codes unpacked to a byte each, [block][vector]: worth its pass where several tiles read a block of U5 or U6.
+// Codes unpacked to a byte each, [block][vector]: worth its pass where several tiles read a block.
 using PlainBlock = Vector[8];
 
 // What multiply_tile reads: the panel's own planes, or blocks unpacked before.
@@ -180,7 +180,7 @@ void multiply_tiles(const std::byte* codes, const std::byte* packed, const Scale
 template <Codes C, Grouping G>
 void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
                       const ActivationRows& x, int n_rows, StripRow* strip, int column) {
-  if constexpr (C == Codes::U5 || C == Codes::U6) {
+  if constexpr (C != Codes::S8) {
     if (n_rows > 2 * kMostRows) {
       PlainBlock plain[kSegmentBlocks];
       for (int block = 0; block < blocks; ++block) unpack<C>(codes + block * kCodeBytes<C>, plain[block]);
