@@ -1,7 +1,9 @@
 import pytest
 
-from corral.bench.step import StepCosts, step_costs, step_table
+from corral.bench.step import MEASURED, StepCosts, step_costs, step_table
 from corral.config import Settings
+from corral.engine.engine import Engine
+from corral.engine.protocol import Output
 from gguf_files import tiny_llama
 
 
@@ -13,6 +15,21 @@ def test_the_parts_of_a_step_lie_within_it(tmp_path) -> None:
         assert all(spent >= 0 for spent in cost.native.values()) and "attention" in cost.native
         told = sum(cost.native.values()) + sum(cost.parts.values())
         assert 0 < told <= cost.total * 1.001  # the rest is the loop between the parts
+
+
+def test_a_step_decodes_one_token_a_sequence(tmp_path, monkeypatch) -> None:
+    steps: list[list[Output]] = []
+
+    class Counting(Engine):
+        def step(self) -> list[Output]:
+            steps.append(super().step())
+            return steps[-1]
+
+    monkeypatch.setattr("corral.engine.load.Engine", Counting)
+    path = tiny_llama(tmp_path / "tiny.gguf")  # random weights repeat themselves: guesses would come true
+    step_costs(path, Settings(threads=1), (6,), 200)
+    assert len(steps) > MEASURED
+    assert all([len(output.tokens) for output in step] == [1] * 6 for step in steps[-MEASURED:])
 
 
 def test_the_table_has_parts_as_rows() -> None:

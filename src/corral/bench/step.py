@@ -24,7 +24,7 @@ from corral.types import BLOCK_SIZE, SamplingParams
 from corral.weights.gguf import open_gguf
 
 WARM, MEASURED = 8, 64  # steps
-_SPARE = 64  # tokens of KV that a sequence may round up to
+_SPARE = 2048  # tokens of KV for replies that go on while others are still read
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int
         max_sequences=max(settings.max_sequences, *users),
         kv_bytes=blocks * program.kv_block_bytes(),
         isa=settings.isa,
+        drafts=False,  # a step is one token a sequence
     )
     engine, _ = load(spec)
     ours, theirs = socket.socketpair()
