@@ -51,6 +51,9 @@ struct alignas(64) BlockScales {
   Group group[2];  // the second only for groups of 16
 };
 
+template <Codes C>
+constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
+
 constexpr int kFloatChains = 4;
 constexpr int kSegmentBlocks = 64;  // blocks whose scales are expanded at a time: they and their codes fit the first cache
 

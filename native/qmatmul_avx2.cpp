@@ -22,9 +22,6 @@ Vector four(const ActivationBlock& x, int g) {
   return _mm256_set1_epi32(codes);
 }
 
-template <Codes C>
-constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
-
 // The 8 vectors of a block's unsigned codes.
 template <Codes C>
 inline void unpack(const std::byte* block, Vector w[8]) {

@@ -138,9 +138,6 @@ struct Halves {
   }
 };
 
-template <Codes C>
-constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
-
 template <Codes C, class Scaling, int T>
 inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* const* x, Ahead low_ahead,
                           Ahead high_ahead, __m512* acc) {

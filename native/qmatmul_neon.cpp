@@ -38,9 +38,6 @@ struct Floats {
   }
 };
 
-template <Codes C>
-constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
-
 // The 8 vectors of a block's codes for 4 rows; `from` is at the first of these rows.
 template <Codes C>
 inline void unpack(const std::byte* from, int8x16_t w[8]) {
