@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace corral {
 namespace {
@@ -20,12 +21,14 @@ int end_segment(const AttentionTask& task) {
 void BatchAttention::start(const Batch& batch) {
   batch_ = &batch;
   tile_rows_ = 0;
+  all_rows_.resize(batch.tokens.size());
+  std::iota(all_rows_.begin(), all_rows_.end(), 0);
 }
 
-void BatchAttention::run(const Attention& op, KVCache& cache, const float* q, float* out) {
-  cut_units(op, cache);
+void BatchAttention::run(const Attention& op, KVCache& cache, bool selected, const float* q, float* out) {
+  cut_units(op, cache, selected);
   int longest = 0;
-  for (const Tile& tile : tiles_) longest = std::max(longest, batch_->positions[tile.row + tile.rows - 1] + 1);
+  for (const Tile& tile : tiles_) longest = std::max(longest, tile.position + tile.rows);
   const int segments = (longest + kSegment - 1) / kSegment;
   // Too few units to keep the team busy: let it share the segments of each.
   if (segments > 1 && team_.size() > 1 && units_.size() < 4 * static_cast<size_t>(team_.size())) {
@@ -35,10 +38,10 @@ void BatchAttention::run(const Attention& op, KVCache& cache, const float* q, fl
   }
 }
 
-void BatchAttention::cut_units(const Attention& op, const KVCache& cache) {
+void BatchAttention::cut_units(const Attention& op, const KVCache& cache, bool selected) {
   const int group = op.heads / cache.kv_heads;
   const int parts = (group + kMaxQueries - 1) / kMaxQueries, heads = (group + parts - 1) / parts;
-  cut_tiles(std::max(1, kMaxQueries / group));
+  cut_tiles(std::max(1, kMaxQueries / group), selected);
   units_.clear();
   for (const Tile& tile : tiles_) {
     for (int kv_head = 0; kv_head < cache.kv_heads; ++kv_head) {
@@ -49,15 +52,21 @@ void BatchAttention::cut_units(const Attention& op, const KVCache& cache) {
   }
 }
 
-void BatchAttention::cut_tiles(int rows_of_a_tile) {
-  if (rows_of_a_tile == tile_rows_) return;
+void BatchAttention::cut_tiles(int rows_of_a_tile, bool selected) {
+  if (rows_of_a_tile == tile_rows_ && selected == tiles_selected_) return;
   tile_rows_ = rows_of_a_tile;
+  tiles_selected_ = selected;
   tiles_.clear();
-  for (int sequence = 0; sequence < batch_->sequences(); ++sequence) {
-    const int end = batch_->starts[sequence + 1];
-    for (int row = batch_->starts[sequence]; row < end; row += tile_rows_) {
-      tiles_.push_back({sequence, row, std::min(tile_rows_, end - row)});
-    }
+  const Ints rows = selected ? batch_->rows : all_rows_;
+  for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(tiles_.back().rows)) {
+    const auto next = std::upper_bound(batch_->starts.begin(), batch_->starts.end(), rows[at]);
+    const auto end = std::min(rows.size(), at + static_cast<size_t>(tile_rows_));
+    size_t last = at;
+    while (last + 1 < end && rows[last + 1] == rows[last] + 1 && rows[last + 1] < *next) ++last;
+    tiles_.push_back({.sequence = static_cast<int>(next - batch_->starts.begin()) - 1,
+                      .row = static_cast<int>(at),
+                      .rows = static_cast<int>(last - at) + 1,
+                      .position = batch_->positions[rows[at]]});
   }
 }
 
@@ -75,8 +84,9 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
       .end = {},
   };
   for (int i = 0; i < task.queries; ++i) {
-    const int row = unit.tile.row + i / unit.heads, end = batch_->positions[row] + 1;
-    task.q[i] = q + (static_cast<int64_t>(row) * op.heads + unit.head + i % unit.heads) * cache.head_dim;
+    const int64_t row = unit.tile.row + i / unit.heads;
+    const int end = unit.tile.position + i / unit.heads + 1;
+    task.q[i] = q + (row * op.heads + unit.head + i % unit.heads) * cache.head_dim;
     task.first[i] = cache.window == 0 ? 0 : std::max(0, end - cache.window);
     task.end[i] = end;
   }

@@ -16,13 +16,13 @@ class BatchAttention {
 
   // A new step: the batch must outlive its runs.
   void start(const Batch& batch);
-  // out = attention of q over the cache, both [N, heads * D].
-  void run(const Attention& op, KVCache& cache, const float* q, float* out);
+  // out = attention of q over the cache, both [N, heads * D], or of the wanted rows alone, [R, heads * D].
+  void run(const Attention& op, KVCache& cache, bool selected, const float* q, float* out);
 
  private:
-  // Rows of one sequence that go through the kernel together.
+  // Rows at consecutive positions of one sequence, which go through the kernel together.
   struct Tile {
-    int sequence, row, rows;
+    int sequence, row, rows, position;
   };
   // Queries that share a kv head: `heads` query heads of each of a tile's rows.
   struct Unit {
@@ -38,8 +38,8 @@ class BatchAttention {
     Partial segment, total;
   };
 
-  void cut_units(const Attention& op, const KVCache& cache);
-  void cut_tiles(int rows_of_a_tile);
+  void cut_units(const Attention& op, const KVCache& cache, bool selected);
+  void cut_tiles(int rows_of_a_tile, bool selected);
   AttentionTask task_of(const Attention& op, KVCache& cache, const float* q, const Unit& unit) const;
   void run_whole(const Attention& op, KVCache& cache, const float* q, float* out);
   void run_split(const Attention& op, KVCache& cache, const float* q, float* out, int segments);
@@ -51,7 +51,9 @@ class BatchAttention {
   Team& team_;
   AttendSegment kernel_;
   const Batch* batch_ = nullptr;
-  int tile_rows_ = 0;
+  std::vector<int32_t> all_rows_;
+  int tile_rows_ = 0;  // how tiles_ were cut, if they were
+  bool tiles_selected_ = false;
   std::vector<Tile> tiles_;
   std::vector<Unit> units_;
   std::vector<Scratch> scratch_;   // one a thread

@@ -65,7 +65,7 @@ int main(int argc, char** argv) {
     while (times.size() < 5 || now() < end) {
       const double begin = now();
       attention.start(batch);
-      for (KVCache& cache : caches) attention.run({0, 0, 0, model.heads, 0.125f}, cache, q.data(), out.data());
+      for (KVCache& cache : caches) attention.run({0, 0, 0, model.heads, 0.125f}, cache, false, q.data(), out.data());
       times.push_back(now() - begin);
     }
     std::sort(times.begin(), times.end());

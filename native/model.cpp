@@ -97,7 +97,6 @@ void Model::check(const Linear& op) {
 }
 
 void Model::check(Rope& op) {
-  require(!buffer(op.x).selected, "Rope needs positions");
   require(op.heads > 0 && op.head_dim > 0 && buffer(op.x).width == op.heads * op.head_dim, "Rope's heads");
   require(op.rotated > 0 && op.rotated <= op.head_dim && op.rotated % 2 == 0, "Rope's rotated part");
   require(op.theta > 0 && op.scale > 0, "Rope's base and scale must be positive");
@@ -132,7 +131,7 @@ void Model::check(const KVWrite& op) {
 void Model::check(const Attention& op) {
   const KVCache& layer = cache(op.layer);
   require_like(op.q, op.out);
-  require(op.q != op.out && !buffer(op.q).selected, "Attention's buffers");
+  require(op.q != op.out, "Attention's buffers");
   require(op.heads > 0 && op.heads % layer.kv_heads == 0, "Attention's heads must be a multiple of its kv heads");
   require(buffer(op.q).width == op.heads * layer.head_dim, "Attention's width");
 }

@@ -78,7 +78,8 @@ void Program::run(const RowRegion& region) {
 }
 
 void Program::run(const Attention& op) {
-  attention_.run(op, model.caches[static_cast<size_t>(op.layer)], row_of(op.q, 0), row_of(op.out, 0));
+  const bool selected = model.buffers[static_cast<size_t>(op.q)].selected;
+  attention_.run(op, model.caches[static_cast<size_t>(op.layer)], selected, row_of(op.q, 0), row_of(op.out, 0));
 }
 
 int Program::buffer_rows(int index) const { return rows_in(index); }

@@ -16,7 +16,8 @@ void Program::run_row(const RmsNorm& op, int row) {
 }
 
 void Program::run_row(const Rope& op, int row) {
-  const float* cosine = angles_[static_cast<size_t>(op.table)].get() + static_cast<int64_t>(row) * op.rotated;
+  const int64_t token = model.buffers[static_cast<size_t>(op.x)].selected ? batch_->rows[row] : row;
+  const float* cosine = angles_[static_cast<size_t>(op.table)].get() + token * op.rotated;
   const float* sine = cosine + op.rotated / 2;
   const auto rotate = op.interleaved ? kernels_.pointwise->rope_interleaved : kernels_.pointwise->rope_half;
   float* x = row_of(op.x, row);

@@ -243,6 +243,30 @@ def test_attention_gives_a_row_the_same_bits_in_any_chunks_and_threads(
         np.testing.assert_array_equal(rows(threads, chunks), wanted)
 
 
+@pytest.mark.parametrize("rows", [[], [19], [18, 19, 20, 39], [7, 3, 3, 4, 30, 22], list(range(40))])
+def test_rope_and_attention_of_wanted_rows_give_the_bits_of_all_rows(rows: list[int], isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    q, k, v = builder.table(values(96)), builder.table(values(32, 1)), builder.table(values(32, 2))
+    chosen, layer = builder.buffer(96, selected=True), builder.kv_layer(1, 32, 25)
+    everyone, wanted = builder.buffer(96), builder.buffer(96, selected=True)
+    builder.add(Select(q, chosen))
+    builder.add(KVWrite(k, v, layer))
+    for x, out in [(q, everyone), (chosen, wanted)]:
+        builder.add(Rope(x, 3, 32, 32, 10000.0, RopeStyle.HALF))
+        builder.add(Attention(x, out, layer, 3, 0.2))
+    parts = [
+        Part(range(20), range(2), rows=[row for row in rows if row < 20]),
+        Part(range(20, 40), range(2, 4), rows=[row - 20 for row in rows if row >= 20]),
+    ]
+    compare(builder, [chosen, wanted, everyone], [parts], isa)
+    native = NativeExecutor(
+        builder.build(), num_blocks=4, max_tokens=VOCAB, max_sequences=2, threads=2, isa=isa
+    )
+    native.step(make_batch(parts))
+    np.testing.assert_array_equal(native.buffer(wanted), native.buffer(everyone)[rows])
+    native.close()
+
+
 def test_attention_with_large_scores_stays_exact(isa: str) -> None:
     builder, out = attention(4, 2, 64, spread=200.0)
     compare(builder, [out], [whole(90), whole(1, start=90)], isa, tolerance=1e-4)

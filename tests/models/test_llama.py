@@ -83,7 +83,13 @@ def test_program_has_the_shape_of_the_architecture(tmp_path: Path) -> None:
     assert isinstance(program.ops[0], Embed)
     assert isinstance(program.ops[-1], Head)
     assert sum(isinstance(op, Attention) for op in program.ops) == 3
-    assert sum(isinstance(op, Linear) and len(op.weights) == 3 for op in program.ops) == 3
+    assert [len(op.weights) for op in program.ops if isinstance(op, Linear)] == [3, 1, 2, 1] * 2 + [
+        2,
+        1,
+        1,
+        2,
+        1,
+    ]
     assert {op.factors for op in program.ops if isinstance(op, Rope)} == {None}
 
 

@@ -95,12 +95,12 @@ def _linear(run: ReferenceExecutor, op: Linear, batch: Batch) -> None:
 
 
 def _rope(run: ReferenceExecutor, op: Rope, batch: Batch) -> None:
-    x = run.buffers[op.x].reshape(len(batch.tokens), op.heads, op.head_dim).copy()
+    x = run.buffers[op.x].reshape(-1, op.heads, op.head_dim).copy()
     pairs = np.arange(op.rotated // 2)
     frequency = op.theta ** (-2.0 * pairs / op.rotated) / op.scale
     if op.factors is not None:
         frequency = frequency / run.weight(op.factors)[0]
-    angle = batch.positions[:, None, None] * frequency  # [N, 1, rotated / 2]
+    angle = batch.positions[_rows_of(run, op.x, batch), None, None] * frequency  # [N or R, 1, rotated / 2]
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     first = pairs if op.style is RopeStyle.HALF else 2 * pairs
     second = first + (op.rotated // 2 if op.style is RopeStyle.HALF else 1)
@@ -119,11 +119,11 @@ def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
 
 
 def _attention(run: ReferenceExecutor, op: Attention, batch: Batch) -> None:
-    q = run.buffers[op.q]
-    out = np.empty_like(q)
+    q, rows = run.buffers[op.q], _rows_of(run, op.q, batch)
+    out, owner = np.empty_like(q), _sequence_of_rows(batch)[rows]
     for sequence, blocks in enumerate(batch.blocks[run.group_of[op.layer]]):
-        rows = slice(batch.starts[sequence], batch.starts[sequence + 1])
-        out[rows] = _attend(run, op, q[rows], batch.positions[rows], blocks)
+        own = owner == sequence
+        out[own] = _attend(run, op, q[own], batch.positions[rows[own]], blocks)
     run.buffers[op.out] = out
 
 
@@ -132,8 +132,8 @@ def _attend(run: ReferenceExecutor, op: Attention, q: F32, positions: I32, block
     if not len(q):
         return q
     layer = run.program.kv_layers[op.layer]
-    first = 0 if layer.window is None else max(0, int(positions[0]) + 1 - layer.window) // BLOCK_SIZE
-    length = int(positions[-1]) + 1
+    first = 0 if layer.window is None else max(0, int(positions.min()) + 1 - layer.window) // BLOCK_SIZE
+    length = int(positions.max()) + 1
     used = blocks[first : -(-length // BLOCK_SIZE)]
     shape = (-1, layer.kv_heads, layer.head_dim)
     length -= first * BLOCK_SIZE
@@ -176,6 +176,12 @@ def _select(run: ReferenceExecutor, op: Select, batch: Batch) -> None:
 
 def _head(run: ReferenceExecutor, op: Head, batch: Batch) -> None:
     run.logits = run.buffers[op.x] @ run.weight(op.weight).T
+
+
+def _rows_of(run: ReferenceExecutor, buffer: int, batch: Batch) -> I32:
+    """Which of the batch's rows a buffer has."""
+    everyone = np.arange(len(batch.tokens), dtype=np.int32)
+    return batch.rows if run.program.buffers[buffer].selected else everyone
 
 
 def _sequence_of_rows(batch: Batch) -> NDArray[Any]:

@@ -20,14 +20,13 @@ def build(gguf: GGUFFile) -> Program:
     q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
     scale = _query_size(config) ** -0.5
 
-    def attend(blk: str, h: Value, window: int | None) -> Value:
-        q, k, v = g.linears(
-            h, {f"{blk}.attn_q": q_width, f"{blk}.attn_k": kv_width, f"{blk}.attn_v": kv_width}
-        )
-        q = g.rms_norm(q, f"{blk}.attn_q_norm", eps, config.heads)
-        k = g.rms_norm(k, f"{blk}.attn_k_norm", eps, config.kv_heads)
+    def attend(blk: str, h: Value, window: int | None, last: bool) -> Value:
+        widths = {f"{blk}.attn_q": q_width, f"{blk}.attn_k": kv_width, f"{blk}.attn_v": kv_width}
+        q, k, v = g.queries_keys_values(h, widths, last)
         rotation = _rotation(config, local=window is not None)
+        q = g.rms_norm(q, f"{blk}.attn_q_norm", eps, config.heads)
         g.rope(q, config.heads, rotation)
+        k = g.rms_norm(k, f"{blk}.attn_k_norm", eps, config.kv_heads)
         g.rope(k, config.kv_heads, rotation)
         return g.attention(q, k, v, KVLayer(config.kv_heads, config.head_dim, window), scale)
 
@@ -38,9 +37,10 @@ def build(gguf: GGUFFile) -> Program:
     x = g.embed("token_embd", config.vocab_size, config.hidden, scale=config.hidden**0.5)
     for layer, window in enumerate(config.windows):
         blk = f"blk.{layer}"
-        a = attend(blk, g.rms_norm(x, f"{blk}.attn_norm", eps), window)
-        if layer == config.layers - 1:
-            a, x = g.select(a), g.select(x)
+        last = layer == config.layers - 1
+        a = attend(blk, g.rms_norm(x, f"{blk}.attn_norm", eps), window, last)
+        if last:
+            x = g.select(x)
         h = g.linear(a, f"{blk}.attn_output", config.hidden)
         x = g.add(x, g.rms_norm(h, f"{blk}.post_attention_norm", eps))
         h = feed_forward(blk, g.rms_norm(x, f"{blk}.ffn_norm", eps))

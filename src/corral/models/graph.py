@@ -86,6 +86,14 @@ class GraphBuilder:
         self._ops.append(Linear(x.index, weights, tuple(out.index for out in outs), biases))
         return outs
 
+    def queries_keys_values(self, x: Value, widths: Mapping[str, int], last: bool) -> tuple[Value, ...]:
+        """linears() of three matrices; in the last layer queries of the wanted rows alone."""
+        if not last:
+            return self.linears(x, widths)
+        (query, width), *others = widths.items()
+        keys_values = self.linears(x, dict(others))
+        return self.linear(self.select(x), query, width), *keys_values
+
     def optional(self, name: str, width: int) -> int | None:
         """The number of a vector that a file may leave out; here the name is the tensor's whole name."""
         return self._vector(name, width) if name in self._gguf.tensors else None
@@ -108,12 +116,12 @@ class GraphBuilder:
         )
 
     def attention(self, q: Value, k: Value, v: Value, layer: KVLayer, scale: float) -> Value:
-        """Store k and v in a new KV layer, and let q attend to it."""
+        """Store k and v in a new KV layer, and let q, which may be of the wanted rows alone, attend to it."""
         if k.width != layer.kv_heads * layer.head_dim or v.width != k.width or q.width % layer.head_dim:
             raise ValueError(f"{q.name}: q, k and v do not fit {layer}")
         number = len(self._kv_layers)
         self._kv_layers.append(layer)
-        out = self._value(f"attention.{number}", q.width)
+        out = self._value(f"attention.{number}", q.width, q.selected)
         self._ops.append(KVWrite(k.index, v.index, number))
         self._ops.append(Attention(q.index, out.index, number, q.width // layer.head_dim, scale))
         return out

@@ -27,10 +27,9 @@ def build(gguf: GGUFFile) -> Program:
     )
     kv_layer = KVLayer(config.kv_heads, config.head_dim, config.window)
 
-    def attend(blk: str, h: Value) -> Value:
-        q, k, v = g.linears(
-            h, {f"{blk}.attn_q": q_width, f"{blk}.attn_k": kv_width, f"{blk}.attn_v": kv_width}
-        )
+    def attend(blk: str, h: Value, last: bool) -> Value:
+        widths = {f"{blk}.attn_q": q_width, f"{blk}.attn_k": kv_width, f"{blk}.attn_v": kv_width}
+        q, k, v = g.queries_keys_values(h, widths, last)
         g.rope(q, config.heads, rotation)
         g.rope(k, config.kv_heads, rotation)
         return g.attention(q, k, v, kv_layer, config.head_dim**-0.5)
@@ -42,9 +41,10 @@ def build(gguf: GGUFFile) -> Program:
     x = g.embed("token_embd", config.vocab_size, config.hidden)
     for layer in range(config.layers):
         blk = f"blk.{layer}"
-        a = attend(blk, g.rms_norm(x, f"{blk}.attn_norm", config.norm_eps))
-        if layer == config.layers - 1:
-            a, x = g.select(a), g.select(x)
+        last = layer == config.layers - 1
+        a = attend(blk, g.rms_norm(x, f"{blk}.attn_norm", config.norm_eps), last)
+        if last:
+            x = g.select(x)
         x = g.add(x, g.linear(a, f"{blk}.attn_output", config.hidden))
         x = g.add(x, feed_forward(blk, g.rms_norm(x, f"{blk}.ffn_norm", config.norm_eps)))
     x = g.rms_norm(x, "output_norm", config.norm_eps)

@@ -79,7 +79,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotate x [N, H*D] in place by position; angle = position * frequency(theta, i) / scale / factors[i]."""
+    """Rotate x [N or R, H*D] by position: angle = position * frequency(theta, i) / scale / factors[i]."""
 
     x: int
     heads: int
@@ -104,8 +104,8 @@ class KVWrite:
 class Attention:
     """out = softmax(q k^T * scale) v over the sequence's stored positions up to the query's own."""
 
-    q: int  # [N, H*D]
-    out: int  # [N, H*D]
+    q: int  # [N, H*D], or [R, H*D]
+    out: int  # like q
     layer: int
     heads: int
     scale: float
