@@ -80,6 +80,17 @@ def parse_host(text: str) -> tuple[str, int]:
     return host or ("0.0.0.0" if match[3] else DEFAULT_HOST), port
 
 
+def host_to_call(host: str) -> str:
+    """A host that reaches a server which listens at `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def http_address(host: str, port: int) -> str:
+    """`http://host:port`, where a server that listens there is called."""
+    host = host_to_call(host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def parse_duration(text: str) -> float:
     """Seconds from a Go duration (`1h30m`, `500ms`, `-1s`) or a bare number; ValueError if it is neither."""
     text = text.strip()

@@ -261,7 +261,7 @@ def test_bad_template_or_tokeniser_leaves_no_engine(model_path, monkeypatch):
     def fail(metadata, tokenizer):
         raise CorruptModel("bad template")
 
-    monkeypatch.setattr("corral.pool.loaded.load_template", fail)
+    monkeypatch.setattr("corral.text.template.load_template", fail)
 
     async def scenario(pool, engines, shelf):
         with pytest.raises(CorruptModel):

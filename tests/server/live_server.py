@@ -14,7 +14,8 @@ from corral.config import Settings
 from corral.pool.pool import Pool
 from corral.server.app import create_app
 from corral.server.drain import Drain
-from corral.server.serve import Listener, bind
+from corral.server.listener import Listener
+from corral.server.serve import bind
 from fake_engine import FakePool
 
 MODEL = "tiny:latest"

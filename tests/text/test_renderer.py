@@ -59,8 +59,8 @@ def test_a_rendering_that_does_not_end_is_ended(renderer, monkeypatch):
 
 
 def test_what_cannot_be_sent_leaves_the_process_usable(renderer):
-    with pytest.raises((TypeError, OverflowError)):
-        renderer.render("{{ x }}", {"x": 2**80})
+    with pytest.raises(TypeError):
+        renderer.render("{{ x }}", {"x": object()})
     assert renderer.render("{{ x }}", {"x": 1}) == "1"
 
 

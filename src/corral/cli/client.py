@@ -8,11 +8,10 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from corral.cli.exits import ApiError, NoServer
-from corral.config import Settings
+from corral.config import Settings, host_to_call, http_address
 
 CONNECT = 5.0  # seconds; answers may take as long as a model takes to load
 LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to listen on is not one to call
 
 Json = dict[str, Any]
 
@@ -21,7 +20,7 @@ class Client:
     """One server. Every call is a connection of its own."""
 
     def __init__(self, host: str, port: int):
-        self.host, self.port = _ANY.get(host, host), port
+        self.host, self.port = host_to_call(host), port
 
     @classmethod
     def of(cls, settings: Settings) -> "Client":
@@ -31,7 +30,7 @@ class Client:
     @property
     def address(self) -> str:
         """`http://host:port`."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return http_address(self.host, self.port)
 
     def alive(self) -> bool:
         """Whether somebody who speaks this API answers."""

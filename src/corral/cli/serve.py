@@ -3,17 +3,20 @@
 import argparse
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 from corral import __version__
-from corral.cli.client import Client
-from corral.config import DEFAULT_MODEL, DEFAULT_PORT, Settings, parse_host
+from corral.config import DEFAULT_MODEL, DEFAULT_PORT, Settings, http_address, parse_host
 from corral.engine.process import Spare
 from corral.errors import CorralError
-from corral.store.local import Store
+
+if TYPE_CHECKING:
+    from corral.store.local import Store
 
 _GREETING = "Why is the sky blue? Answer in one sentence."
 _OPENAI = (  # the package has no command of its own
@@ -37,6 +40,17 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.host:
         host, port = parse_host(arguments.host)
         settings = dataclasses.replace(settings, host=host, port=port)
+    gc.disable()  # until the server has started: what is imported stays
+    spare = Spare()  # before our own imports, which take as long as an engine's
+    try:
+        return _serve(arguments, settings, spare)
+    finally:
+        spare.close()
+
+
+def _serve(arguments: argparse.Namespace, settings: Settings, spare: Spare) -> int:
+    from corral.store.local import Store
+
     store = Store(settings.models)
     with contextlib.suppress(CorralError, OSError):
         store.prune()
@@ -44,7 +58,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         fetch(store, settings, arguments.model)
     if arguments.with_parent:
         threading.Thread(target=_stop_with_parent, daemon=True).start()
-    spare = Spare()  # before the import, which takes as long as an engine's
     from corral.server.serve import serve
 
     def announce(host: str, port: int) -> None:
@@ -53,13 +66,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         else:
             print(_welcome(store, host, port, arguments.model), flush=True)
 
-    try:
-        return serve(settings, on_listening=announce, spare=spare, preload=arguments.model or "")
-    finally:
-        spare.close()
+    return serve(settings, on_listening=announce, spare=spare, preload=arguments.model or "")
 
 
-def fetch(store: Store, settings: Settings, name: str) -> None:
+def fetch(store: "Store", settings: Settings, name: str) -> None:
     """Pull the model unless it is there."""
     try:
         store.find(name)
@@ -70,9 +80,9 @@ def fetch(store: Store, settings: Settings, name: str) -> None:
         follow(StoreModels(settings).pull(name))
 
 
-def _welcome(store: Store, host: str, port: int, wanted: str | None) -> str:
+def _welcome(store: "Store", host: str, port: int, wanted: str | None) -> str:
     """Where we are, and three commands that work as pasted."""
-    address = Client(host, port).address
+    address = http_address(host, port)
     lines = [f"corral {__version__} is listening on {address}", ""]
     stored = [model.name.display for model in store.list()]
     model = wanted or (DEFAULT_MODEL if DEFAULT_MODEL in stored else next(iter(stored), DEFAULT_MODEL))

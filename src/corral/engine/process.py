@@ -1,10 +1,9 @@
 """An engine's process as the server sees it: started, given a model, ended.
 
-Light to import: the command starts a process first of all, and imports the server while that one imports what
+Light to import: the command starts a process first of all, and imports the rest while that one imports what
 an engine needs.
 """
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -55,6 +54,8 @@ class EngineProcess:
 
     async def ends_within(self, seconds: float) -> bool:
         """Wait for it to end. Looking again and again is cheaper than a thread for as long as it lives."""
+        import asyncio  # here: it takes longer than all else in this file
+
         deadline = time.monotonic() + seconds
         while self.runs:
             if time.monotonic() > deadline:

@@ -46,6 +46,7 @@ _OK, _BROKEN_PEER, _LOAD_FAILED = 0, 1, 2
 
 def main(arguments: list[str]) -> int:
     """Run the process; its exit status."""
+    gc.disable()  # what is made until the model is loaded stays
     _harden()
     connection = socket.socket(fileno=int(arguments[1]))
     import_ahead()
@@ -61,8 +62,8 @@ def main(arguments: list[str]) -> int:
             raise
         return _LOAD_FAILED
     _send(connection, ready)
-    gc.collect()
-    gc.freeze()  # what a loaded model consists of stays; a step's collections need not walk it
+    gc.freeze()  # a step's collections need not walk what stays
+    gc.enable()
     return serve(engine, connection)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from corral.config import Settings
 from corral.engine.client import EngineClient
@@ -18,9 +18,11 @@ from corral.pool.machine import usable_cores
 from corral.pool.memory import ModelMemory
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
-from corral.text.template import ChatTemplate, load_template
-from corral.text.tokenizer import Tokenizer, load_tokenizer
 from corral.weights.gguf import GGUFFile, open_gguf
+
+if TYPE_CHECKING:  # their libraries are imported beside the engine's load; see _load_text
+    from corral.text.template import ChatTemplate
+    from corral.text.tokenizer import Tokenizer
 
 
 class StartEngine(Protocol):
@@ -46,8 +48,8 @@ class LoadedModel:
 
     name: ModelName
     stored: StoredModel
-    tokenizer: Tokenizer
-    template: ChatTemplate
+    tokenizer: "Tokenizer"
+    template: "ChatTemplate"
     engine: EngineClient
     info: ModelInfo
     size: int  # bytes of memory that it may take
@@ -95,6 +97,7 @@ async def load_model(
     )
     try:
         tokenizer, template = await asyncio.to_thread(_load_text, file.gguf.metadata)
+        asyncio.get_running_loop().run_in_executor(None, template.prepare)  # only a chat waits for it
         engine = await starting
     except BaseException:
         await _abandon(starting)
@@ -113,7 +116,13 @@ async def load_model(
     )
 
 
-def _load_text(metadata: Mapping[str, Any]) -> tuple[Tokenizer, ChatTemplate]:
+def _load_text(metadata: Mapping[str, Any]) -> tuple["Tokenizer", "ChatTemplate"]:
+    from corral.text.renderer import shared_renderer
+
+    shared_renderer().start()  # which takes a while, elsewhere
+    from corral.text.template import load_template
+    from corral.text.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(metadata)
     return tokenizer, load_template(metadata, tokenizer)
 

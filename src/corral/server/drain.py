@@ -7,6 +7,8 @@ from typing import Any
 
 from corral.errors import ShuttingDown
 
+LAST_WORDS = 3.0  # seconds for aborted streams to send their error
+
 
 class Drain:
     """Counts requests that keep an engine or a download busy. Used from one event loop."""

@@ -1,18 +1,16 @@
 """Runs the server until a signal: binds, serves, drains, and stops every engine."""
 
 import asyncio
-import contextlib
 import errno
 import functools
+import gc
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-
-import uvicorn
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING
 
 from corral.config import Settings
 from corral.engine.client import EngineClient
@@ -20,16 +18,15 @@ from corral.engine.process import Spare
 from corral.engine.protocol import EngineSpec
 from corral.errors import CorralError, UserError
 from corral.pool.pool import Pool
-from corral.server.app import create_app
-from corral.server.connection import Connection
-from corral.server.drain import Drain
+from corral.server.drain import LAST_WORDS, Drain
 from corral.store.local import Store
+
+if TYPE_CHECKING:
+    from corral.server.listener import Listener
 
 log = logging.getLogger(__name__)
 
-LAST_WORDS = 3.0  # seconds for aborted streams to send their error
 THREADS = 32  # tokenising, the store, downloads: mostly waiting
-MAX_HEADERS = 32 * 1024
 
 OnListening = Callable[[str, int], None]
 
@@ -91,38 +88,6 @@ def _bind_problem(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror}"
 
 
-class Listener(uvicorn.Server):
-    """uvicorn's server, stopped by an event instead of a clock that ticks ten times a second."""
-
-    def __init__(self, app: ASGIApp):
-        config = uvicorn.Config(
-            app,
-            http=Connection,
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(LAST_WORDS),
-            h11_max_incomplete_event_size=MAX_HEADERS,
-        )
-        super().__init__(config)
-        self.stopped = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        """Wait to be told."""
-        await self.stopped.wait()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are ours."""
-        yield
-
-
 class _Serving:
     """One run of the server."""
 
@@ -139,9 +104,14 @@ class _Serving:
             loop.add_signal_handler(number, self._signal)
         store = Store(self.settings.models)
         pool = Pool(store, self.settings, functools.partial(_start_engine, spare))
-        server = Listener(create_app(self.settings, store, pool, self.drain))
-        serving = asyncio.create_task(server.serve([self.socket]))
         loading = asyncio.create_task(_preload(pool, preload)) if preload else None
+        # On a thread: what it imports must not keep the model's load, which has begun, from going on.
+        server = await asyncio.to_thread(self._listener, store, pool)
+        serving = asyncio.create_task(server.serve([self.socket]))
+        if loading:
+            loading.add_done_callback(_settle)
+        else:
+            _settle()
         try:
             if self.on_listening:
                 self.on_listening(*self.socket.getsockname()[:2])
@@ -153,6 +123,13 @@ class _Serving:
             await pool.close()
             if loading:
                 await loading
+
+    def _listener(self, store: Store, pool: Pool) -> "Listener":
+        """What will answer; clients can already connect, and wait."""
+        from corral.server.app import create_app
+        from corral.server.listener import Listener
+
+        return Listener(create_app(self.settings, store, pool, self.drain))
 
     def _signal(self) -> None:
         if self.told.is_set():
@@ -180,6 +157,12 @@ class _Serving:
             log.warning("stopping: %d requests are ended with an error", self.drain.in_flight)
             self.drain.abort()
             await self.drain.wait(LAST_WORDS)
+
+
+def _settle(_: object = None) -> None:
+    """The start is over: collect garbage from now on, but do not walk what has been imported."""
+    gc.freeze()
+    gc.enable()
 
 
 async def _start_engine(spare: Spare | None, spec: EngineSpec, **timeouts: float) -> EngineClient:

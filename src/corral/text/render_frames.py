@@ -1,26 +1,9 @@
-"""What the server and its render process say to each other."""
+"""What the server and its render process say to each other: JSON behind its length."""
 
 import struct
-from typing import IO, Any
+from typing import IO
 
-import msgspec
-
-HEADER = struct.Struct("<I")  # a frame: this length, then msgpack
-
-
-class Task(msgspec.Struct, frozen=True, array_like=True):
-    """Render `source` with `context`; without one, tell which variables it reads."""
-
-    source: str
-    context: dict[str, Any] | None
-
-
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """The text, or the kind of failure and its message."""
-
-    text: str = ""
-    variables: list[str] = []
-    failure: str = ""
+HEADER = struct.Struct("<I")
 
 
 def read_frame(stream: IO[bytes]) -> bytes | None:
@@ -32,9 +15,8 @@ def read_frame(stream: IO[bytes]) -> bytes | None:
     return body if len(body) == HEADER.unpack(header)[0] else None
 
 
-def write_frame(stream: IO[bytes], message: Task | Answer) -> None:
+def write_frame(stream: IO[bytes], body: bytes) -> None:
     """Send one frame."""
-    body = msgspec.msgpack.encode(message)
     stream.write(HEADER.pack(len(body)) + body)
     stream.flush()
 

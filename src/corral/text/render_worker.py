@@ -2,16 +2,19 @@
 
 A template is a program of the model's author. minijinja bounds its steps but not its memory, and ends the
 process where memory runs out: this process, then, and not the server.
+
+A frame to it is [source, context]: render that. With no context: tell which variables the source reads. It
+answers [text, variables, failure], the text of a failure being its message.
 """
 
 import contextlib
+import json
 import resource
 import sys
-
-import msgspec
+from typing import Any
 
 from corral.text.jinja import render, variables
-from corral.text.render_frames import Answer, Task, TemplateFailed, read_frame, write_frame
+from corral.text.render_frames import TemplateFailed, read_frame, write_frame
 
 MEMORY = 256 << 20  # bytes that rendering may take beside the process's own
 
@@ -20,7 +23,7 @@ def main() -> None:
     """Answer tasks until stdin ends."""
     _limit_memory()
     while (frame := read_frame(sys.stdin.buffer)) is not None:
-        write_frame(sys.stdout.buffer, _answer(msgspec.msgpack.decode(frame, type=Task)))
+        write_frame(sys.stdout.buffer, json.dumps(_answer(*json.loads(frame))).encode())
 
 
 def _limit_memory() -> None:
@@ -30,15 +33,15 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _answer(task: Task) -> Answer:
+def _answer(source: str, context: dict[str, Any] | None) -> tuple[str, list[str], str]:
     try:
-        if task.context is None:
-            return Answer(variables=variables(task.source))
-        return Answer(text=render(task.source, task.context))
+        if context is None:
+            return "", variables(source), ""
+        return render(source, context), [], ""
     except TemplateFailed as error:
-        return Answer(text=error.message, failure=error.kind)
+        return error.message, [], error.kind
     except MemoryError:
-        return Answer(text="it takes too much memory", failure="failed")
+        return "it takes too much memory", [], "failed"
 
 
 if __name__ == "__main__":

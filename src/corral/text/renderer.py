@@ -12,9 +12,17 @@ from typing import Any
 import msgspec
 
 from corral.config import child_environment
-from corral.text.render_frames import Answer, Task, TemplateFailed, read_frame, write_frame
+from corral.text.render_frames import TemplateFailed, read_frame, write_frame
 
 TIME_LIMIT = 5.0  # seconds; the limit on steps ends nearly all that is hostile long before
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """The text, or the kind of failure and its message."""
+
+    text: str
+    variables: list[str]
+    failure: str
 
 
 class Renderer:
@@ -26,25 +34,31 @@ class Renderer:
 
     def render(self, source: str, context: Mapping[str, Any]) -> str:
         """The text; TemplateFailed if the template fails, refuses, or takes too much memory or time."""
-        return self._ask(Task(source, dict(context))).text
+        return self._ask(source, dict(context)).text
 
     def variables(self, source: str) -> frozenset[str]:
         """The variables that a template reads; TemplateFailed if it cannot be parsed."""
-        return frozenset(self._ask(Task(source, None)).variables)
+        return frozenset(self._ask(source, None).variables)
+
+    def start(self) -> None:
+        """Start the process ahead of its first use."""
+        with self._lock:
+            self._process = self._process or _start()
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
             self._end()
 
-    def _ask(self, task: Task) -> Answer:
+    def _ask(self, source: str, context: dict[str, Any] | None) -> Answer:
+        task = msgspec.json.encode((source, context))
         with self._lock:
             answer = self._exchange(task)
         if answer.failure:
             raise TemplateFailed(answer.failure, answer.text)
         return answer
 
-    def _exchange(self, task: Task) -> Answer:
+    def _exchange(self, task: bytes) -> Answer:
         process = self._process = self._process or _start()
         assert process.stdin and process.stdout
         frame = None
@@ -59,8 +73,8 @@ class Renderer:
             raise
         if frame is None:
             self._end()
-            return Answer("it takes too much memory or time", failure="failed")
-        return msgspec.msgpack.decode(frame, type=Answer)
+            return Answer("it takes too much memory or time", [], "failed")
+        return msgspec.json.decode(frame, type=Answer)
 
     def _end(self) -> None:
         process, self._process = self._process, None

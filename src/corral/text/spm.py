@@ -32,7 +32,7 @@ class SentencePieceBPE:
 
     add_bos = True
 
-    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary):
+    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, _: list[str]):
         self.add_space_prefix = read_flag(metadata, "add_space_prefix", True)
         self._vocabulary = vocabulary
         scores = [0.0] * len(vocabulary)

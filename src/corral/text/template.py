@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,12 +54,24 @@ class ChatTemplate:
         self._renderer = renderer or shared_renderer()
         self._tokenizer = tokenizer
         self._broken: str | None = None
+        self._lock = threading.Lock()
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Learn about the template what rendering needs, which takes time; whoever is first does it."""
+        with self._lock:
+            if not self._prepared:
+                self._study()
+                self._prepared = True
+
+    def _study(self) -> None:
+        source = self.source
         if len(source) > MAX_SOURCE:
             self._broken = (
                 f"the model's chat template is too long: {len(source)} characters, not {MAX_SOURCE}"
             )
             source = ""
-        self._seals = Seals(tokenizer, GENERATION_TAG.sub("", source))
+        self._seals = Seals(self._tokenizer, GENERATION_TAG.sub("", source))
         try:
             self._variables = self._renderer.variables(self._seals.source)
         except TemplateFailed as error:
@@ -70,6 +83,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The prompt as text. Options as in `encode`."""
+        self.prepare()
         return self._seals.text(self._render(messages, **options))
 
     def encode(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
@@ -77,6 +91,7 @@ class ChatTemplate:
 
         Options: add_generation_prompt (True), tools (None), documents (None), what else the template reads.
         """
+        self.prepare()
         parts = self._seals.parts(self._render(messages, **options))
         bos = self._tokenizer.bos_id
         return self._tokenizer.encode_parts(parts, add_bos=self._tokenizer.add_bos and parts[:1] != [bos])
@@ -84,6 +99,7 @@ class ChatTemplate:
     @property
     def supports_tools(self) -> bool:
         """Whether the template reads `tools`."""
+        self.prepare()
         return not self._broken and "tools" in self._variables
 
     @functools.cached_property

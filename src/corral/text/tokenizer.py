@@ -1,12 +1,11 @@
 """Text to token ids and back, from a GGUF file's metadata."""
 
-from collections.abc import Callable, Iterable, Mapping
+import importlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from corral.errors import InvalidRequest, UnsupportedModel
 from corral.text.added import AddedToken, AddedTokens
-from corral.text.bpe import ByteLevelBPE
-from corral.text.spm import SentencePieceBPE
 from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_flag, read_vocabulary
 
 __all__ = ["Tokenizer", "check_text", "load_tokenizer"]
@@ -138,14 +137,16 @@ def _space_eaters(metadata: Mapping[str, Any], vocabulary: Vocabulary, special: 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokeniser that the metadata describes; does not keep the metadata."""
     kind = metadata.get(PREFIX + "model")
-    build = SCHEMES.get(kind) if isinstance(kind, str) else None
-    if build is None:
+    location = SCHEMES.get(kind) if isinstance(kind, str) else None
+    if location is None:
         raise UnsupportedModel(f"tokeniser '{kind}' is not supported; supported are {', '.join(SCHEMES)}")
     vocabulary, tokens = read_vocabulary(metadata)
-    return Tokenizer(metadata, vocabulary, build(metadata, vocabulary, tokens))
+    module, name = location.split(":")  # imported when wanted: each brings a library of its own
+    scheme: Scheme = getattr(importlib.import_module(module), name)(metadata, vocabulary, tokens)
+    return Tokenizer(metadata, vocabulary, scheme)
 
 
-SCHEMES: dict[str, Callable[[Mapping[str, Any], Vocabulary, list[str]], Scheme]] = {
-    "gpt2": ByteLevelBPE,
-    "llama": lambda metadata, vocabulary, _: SentencePieceBPE(metadata, vocabulary),
+SCHEMES = {
+    "gpt2": "corral.text.bpe:ByteLevelBPE",
+    "llama": "corral.text.spm:SentencePieceBPE",
 }

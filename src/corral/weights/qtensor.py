@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CACHED_BYTES = 256 << 10  # of the file; decoded, about three times as many
+CACHED_BYTES = 128 << 10  # of the file; decoded, about three times as many
 
 
 @dataclass(frozen=True, slots=True)
