@@ -23,6 +23,8 @@ struct AttentionTask {
   const float* q[kMaxQueries];  // [D] each
   int first[kMaxQueries];       // a query sees the positions first to end
   int end[kMaxQueries];
+  // What is likely read after this task, to come nearer meanwhile: the kv head in the first blocks of another.
+  const uint16_t* next[kTile / kKvBlock];
 };
 
 // What a query has gathered: the largest score, the sum of exp(score - maximum), and values weighted by the same.

@@ -20,6 +20,7 @@ struct Tile {
   const uint16_t *after_keys[kTile / kKvBlock], *after_values[kTile / kKvBlock];
 };
 
+constexpr int kLine = 32;       // halves of a cache line
 constexpr int kShortHead = 64;  // up to this size a tile's keys and values are 16 KB
 
 // Positions of a tile that some of the queries in hand see.
@@ -36,10 +37,29 @@ constexpr int kVectors = std::min<int>(std::bit_floor(unsigned{Vector::kSums} / 
 
 inline void prefetch(const uint16_t* p) { __builtin_prefetch(p, 0, 2); }
 
+// sums[i][j] += factor(i) * row(j). The fewer of both wait in registers, so that all sums can stay in theirs.
+template <class Vector, int Q, int N, class Factor, class Row>
+inline void add_products(typename Vector::Floats (&sums)[Q][N], const Factor& factor, const Row& row) {
+  typename Vector::Floats held[std::min(Q, N)];
+  if constexpr (Q < N) {
+    for (int i = 0; i < Q; ++i) held[i] = factor(i);
+    for (int j = 0; j < N; ++j) {
+      const auto one = row(j);
+      for (int i = 0; i < Q; ++i) sums[i][j] = Vector::multiply_add(held[i], one, sums[i][j]);
+    }
+  } else {
+    for (int j = 0; j < N; ++j) held[j] = row(j);
+    for (int i = 0; i < Q; ++i) {
+      const auto one = factor(i);
+      for (int j = 0; j < N; ++j) sums[i][j] = Vector::multiply_add(one, held[j], sums[i][j]);
+    }
+  }
+}
+
 // scores[i][at ...] = q[i] . keys * scale for Q queries and N vectors of positions.
 template <class Vector, int Q, int N>
 void score_some(const AttentionTask& task, const float* const* q, const Tile& tile, int at, Scores<Vector>& scores) {
-  constexpr int kLanes = Vector::kLanes;
+  constexpr int kLanes = Vector::kLanes, kRows = kLine / kKvBlock;
   typename Vector::Floats sums[Q][N];
   const uint16_t *keys[N], *after[N];
   for (int j = 0; j < N; ++j) {
@@ -48,15 +68,14 @@ void score_some(const AttentionTask& task, const float* const* q, const Tile& ti
     after[j] = tile.after_keys[position / kKvBlock];
     for (int i = 0; i < Q; ++i) sums[i][j] = Vector::all(0);
   }
-  for (int d = 0; d < task.head_dim; ++d) {
-    typename Vector::Floats row[N];
+  for (int line = 0; line < task.head_dim; line += kRows) {
     for (int j = 0; j < N; ++j) {
-      row[j] = Vector::load_halves(keys[j] + d * kKvBlock);
-      if (j * kLanes % kKvBlock == 0) prefetch(after[j] + d * kKvBlock);
+      if (j * kLanes % kKvBlock == 0) prefetch(after[j] + line * kKvBlock);
     }
-    for (int i = 0; i < Q; ++i) {
-      const auto factor = Vector::all(q[i][d]);
-      for (int j = 0; j < N; ++j) sums[i][j] = Vector::multiply_add(factor, row[j], sums[i][j]);
+    for (int d = line; d < line + kRows; ++d) {
+      add_products<Vector, Q, N>(
+          sums, [&](int i) { return Vector::all(q[i][d]); },
+          [&](int j) { return Vector::load_halves(keys[j] + d * kKvBlock); });
     }
   }
   const auto scale = Vector::all(task.scale);
@@ -114,25 +133,25 @@ void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, 
 template <class Vector, int Q, int N>
 void gather_some(const Tile& tile, Range range, const Scores<Vector>& weights, const float* decay, int dim, int d,
                  float* values) {
-  constexpr int kLanes = Vector::kLanes, kLine = 32;  // halves of a cache line
+  constexpr int kLanes = Vector::kLanes;
   typename Vector::Floats sums[Q][N];
   for (int i = 0; i < Q; ++i) {
     for (int j = 0; j < N; ++j) {
       sums[i][j] = Vector::multiply(Vector::load(values + i * dim + d + kLanes * j), Vector::all(decay[i]));
     }
   }
-  for (int t = range.begin; t < range.end; ++t) {
-    const int slot = t % kKvBlock;
-    const uint16_t* from = tile.values[t / kKvBlock] + slot * dim + d;
-    const uint16_t* after = tile.after_values[t / kKvBlock] + d * kKvBlock + slot * N * kLanes;  // line after line
-    typename Vector::Floats row[N];
-    for (int j = 0; j < N; ++j) {
-      row[j] = Vector::load_halves(from + kLanes * j);
-      if (kLanes * j % kLine == 0) prefetch(after + kLanes * j);
-    }
-    for (int i = 0; i < Q; ++i) {
-      const auto weight = Vector::all(weights[i][t]);
-      for (int j = 0; j < N; ++j) sums[i][j] = Vector::multiply_add(weight, row[j], sums[i][j]);
+  for (int begin = range.begin, end; begin < range.end; begin = end) {
+    const int slot = begin % kKvBlock, block = begin / kKvBlock;
+    end = std::min(begin - slot + kKvBlock, range.end);
+    const uint16_t* from = tile.values[block] + slot * dim + d;
+    const uint16_t* after = tile.after_values[block] + d * kKvBlock + slot * N * kLanes;  // line after line
+    for (int t = begin; t < end; ++t, from += dim, after += N * kLanes) {
+      for (int j = 0; j < N; ++j) {
+        if (kLanes * j % kLine == 0) prefetch(after + kLanes * j);
+      }
+      add_products<Vector, Q, N>(
+          sums, [&](int i) { return Vector::all(weights[i][t]); },
+          [&](int j) { return Vector::load_halves(from + kLanes * j); });
     }
   }
   for (int i = 0; i < Q; ++i) {
@@ -180,19 +199,20 @@ void attend_segment(const AttentionTask& task, int begin, AttentionState& state)
   std::fill_n(state.values, task.queries * task.head_dim, 0.0f);
   const int first = *std::min_element(task.first, task.first + task.queries);
   const int end = *std::max_element(task.end, task.end + task.queries);
-  const auto block = [&](int position) {
-    return task.blocks[std::clamp(position, first, end - 1) / kKvBlock] * task.block_stride;
+  const auto keys = [&](int position) {
+    return task.keys + task.blocks[std::clamp(position, first, end - 1) / kKvBlock] * task.block_stride;
   };
+  const int64_t half = task.values - task.keys;
   const int passes = (task.queries + Vector::kQueries - 1) / Vector::kQueries;
   for (int start = std::max(begin, first) / kTile * kTile; start < std::min(begin + kSegment, end); start += kTile) {
     Tile tile{start, {}, {}, {}, {}};
     for (int i = 0; i < kTile / kKvBlock; ++i) {
-      const int64_t offset = block(start + i * kKvBlock);
-      tile.keys[i] = task.keys + offset;
-      tile.values[i] = task.values + offset;
-      const int64_t next = block(start + kTile + i * kKvBlock);
-      tile.after_keys[i] = task.head_dim <= kShortHead ? task.keys + next : tile.values[i];
-      tile.after_values[i] = (task.head_dim <= kShortHead ? task.values : task.keys) + next;
+      const int position = start + i * kKvBlock;
+      tile.keys[i] = keys(position);
+      tile.values[i] = tile.keys[i] + half;
+      const uint16_t* next = position + kTile < end ? keys(position + kTile) : task.next[i];
+      tile.after_keys[i] = task.head_dim <= kShortHead ? next : tile.values[i];
+      tile.after_values[i] = task.head_dim <= kShortHead ? next + half : next;
     }
     for (int pass = 0; pass < passes; ++pass) {
       const int from = task.queries * pass / passes, to = task.queries * (pass + 1) / passes;

@@ -82,6 +82,7 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
       .q = {},
       .first = {},
       .end = {},
+      .next = {},
   };
   for (int i = 0; i < task.queries; ++i) {
     const int64_t row = unit.tile.row + i / unit.heads;
@@ -90,13 +91,26 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
     task.first[i] = cache.window == 0 ? 0 : std::max(0, end - cache.window);
     task.end[i] = end;
   }
+  std::fill(std::begin(task.next), std::end(task.next), task.keys);
   return task;
+}
+
+// Where the task of a unit will begin to read.
+void BatchAttention::announce(const Unit& unit, KVCache& cache, AttentionTask& task) const {
+  const Ints blocks = batch_->blocks_of(cache.group, unit.tile.sequence);
+  const int end = batch_->positions[unit.tile.row + unit.tile.rows - 1];
+  const int begin = cache.window == 0 ? 0 : std::max(0, batch_->positions[unit.tile.row] + 1 - cache.window);
+  for (int i = 0; i < kTile / kKvBlock; ++i) {
+    const int position = std::clamp(begin / kTile * kTile + i * kKvBlock, begin, end);
+    task.next[i] = cache.keys(blocks[position / kKvBlock], unit.kv_head);
+  }
 }
 
 void BatchAttention::run_whole(const Attention& op, KVCache& cache, const float* q, float* out) {
   team_.run(static_cast<int>(units_.size()), [&](int number, int thread) {
     const Unit& unit = units_[number];
-    const AttentionTask task = task_of(op, cache, q, unit);
+    AttentionTask task = task_of(op, cache, q, unit);
+    announce(units_[std::min(number + static_cast<size_t>(team_.size()), units_.size() - 1)], cache, task);
     Scratch& scratch = scratch_[thread];
     scratch.segment.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
     reset(scratch.total, task.head_dim);

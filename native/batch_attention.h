@@ -41,6 +41,7 @@ class BatchAttention {
   void cut_units(const Attention& op, const KVCache& cache, bool selected);
   void cut_tiles(int rows_of_a_tile, bool selected);
   AttentionTask task_of(const Attention& op, KVCache& cache, const float* q, const Unit& unit) const;
+  void announce(const Unit& unit, KVCache& cache, AttentionTask& task) const;
   void run_whole(const Attention& op, KVCache& cache, const float* q, float* out);
   void run_split(const Attention& op, KVCache& cache, const float* q, float* out, int segments);
   void attend(const AttentionTask& task, int segment, Partial& partial) const;

@@ -39,7 +39,8 @@ class Memory {
             .queries = 0,
             .q = {},
             .first = {},
-            .end = {}};
+            .end = {},
+            .next = {halves_.data(), halves_.data(), halves_.data(), halves_.data()}};
   }
 
  private:
