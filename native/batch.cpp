@@ -44,61 +44,31 @@ void check_sequence(const Batch& batch, int sequence, int num_blocks, Ints windo
   }
 }
 
-void check_lists(const SamplingRows& sampling, size_t rows, int vocab) {
-  const auto known = [=](int32_t id) { return id >= 0 && id < vocab; };
-  check_starts(sampling.penalty_starts, rows + 1, sampling.penalty_ids.size(), "penalty_starts");
-  check_starts(sampling.bias_starts, rows + 1, sampling.bias_ids.size(), "bias_starts");
-  require(sampling.penalty_counts.size() == sampling.penalty_ids.size() &&
-              sampling.penalty_repeats.size() == sampling.penalty_ids.size(),
-          "penalty arrays differ in length");
-  require(sampling.bias_values.size() == sampling.bias_ids.size(), "bias arrays differ in length");
-  require_all(sampling.penalty_ids, known, "penalty_ids must be tokens");
-  require_all(sampling.bias_ids, known, "bias_ids must be tokens");
-  require_all(sampling.bias_values, [](float value) { return value < INFINITY; }, "bias_values must be numbers");
+template <class T>
+void check_lists(const RowLists<T>& lists, size_t rows, int vocab) {
+  if (lists.starts.empty() && lists.ids.empty()) return;
+  check_starts(lists.starts, rows + 1, lists.ids.size(), "starts of penalties or bias");
+  require(lists.values.size() == lists.ids.size(), "arrays of penalties or bias differ in length");
+  require_all(lists.ids, [=](int32_t id) { return id >= 0 && id < vocab; }, "ids of penalties or bias must be tokens");
 }
 
 void check_sampling(const SamplingRows& sampling, size_t rows, int vocab) {
-  for (const Ints& column : {sampling.target, sampling.top_k, sampling.logprobs}) {
-    require(column.size() == rows, "sampling columns must have one entry a row");
+  require(sampling.columns.size() == rows, "sampling columns must have one entry a row");
+  for (const SamplingColumns& row : sampling.columns) {
+    for (float value : {row.temperature, row.top_p, row.min_p, row.repetition, row.presence, row.frequency}) {
+      require(std::isfinite(value), "sampling values must be numbers");
+    }
+    require(row.target >= -1 && row.target < vocab, "targets must be tokens");
+    require(row.logprobs >= -1 && row.logprobs <= kTopTokens, "logprobs must be -1 to 20");
+    require(row.temperature >= 0, "temperature must not be negative");
+    require(row.repetition > 0, "repetition must be positive");
   }
-  for (const Floats& column : {sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition,
-                               sampling.presence, sampling.frequency}) {
-    require(column.size() == rows, "sampling columns must have one entry a row");
-    require_all(column, [](float value) { return std::isfinite(value); }, "sampling values must be numbers");
-  }
-  require(sampling.seeds.size() == rows, "sampling columns must have one entry a row");
-  require_all(sampling.target, [=](int32_t id) { return id >= -1 && id < vocab; }, "targets must be tokens");
-  require_all(sampling.logprobs, [](int32_t count) { return count >= -1 && count <= kTopTokens; },
-              "logprobs must be -1 to 20");
-  require_all(sampling.temperature, [](float value) { return value >= 0; }, "temperature must not be negative");
-  require_all(sampling.repetition, [](float value) { return value > 0; }, "repetition must be positive");
-  check_lists(sampling, rows, vocab);
+  check_lists(sampling.penalties, rows, vocab);
+  check_lists(sampling.bias, rows, vocab);
+  require_all(sampling.bias.values, [](float value) { return value < INFINITY; }, "bias values must be numbers");
 }
 
 }  // namespace
-
-SamplingRow SamplingRows::row(size_t r) const {
-  const auto penalty = static_cast<size_t>(penalty_starts[r]), bias = static_cast<size_t>(bias_starts[r]);
-  const size_t penalties = static_cast<size_t>(penalty_starts[r + 1]) - penalty;
-  const size_t biases = static_cast<size_t>(bias_starts[r + 1]) - bias;
-  return {
-      .target = target[r],
-      .temperature = temperature[r],
-      .top_k = top_k[r],
-      .top_p = top_p[r],
-      .min_p = min_p[r],
-      .repetition = repetition[r],
-      .presence = presence[r],
-      .frequency = frequency[r],
-      .seed = seeds[r],
-      .logprobs = logprobs[r],
-      .penalty_ids = penalty_ids.subspan(penalty, penalties),
-      .penalty_counts = penalty_counts.subspan(penalty, penalties),
-      .penalty_repeats = penalty_repeats.subspan(penalty, penalties),
-      .bias_ids = bias_ids.subspan(bias, biases),
-      .bias_values = bias_values.subspan(bias, biases),
-  };
-}
 
 void check_batch(const Batch& batch, const Limits& limits, Ints windows) {
   const int n = batch.n();

@@ -9,22 +9,32 @@
 namespace corral {
 
 using Ints = std::span<const int32_t>;
-using Floats = std::span<const float>;
+// Ids and what each is given, of R rows: row r's lie between its entries of `starts`. No starts: no row has any.
+template <class T>
+struct RowLists {
+  Ints starts, ids;
+  std::span<const T> values;
 
-// R rows to sample or score; lists of row r lie between its entries of `starts`.
+  std::span<const int32_t> ids_of(size_t r) const { return of(ids, r); }
+  std::span<const T> values_of(size_t r) const { return of(values, r); }
+
+ private:
+  template <class Span>
+  Span of(Span all, size_t r) const {
+    if (starts.empty()) return {};
+    const auto begin = static_cast<size_t>(starts[r]);
+    return all.subspan(begin, static_cast<size_t>(starts[r + 1]) - begin);
+  }
+};
+
 struct SamplingRows {
-  Ints target;
-  Floats temperature;
-  Ints top_k;
-  Floats top_p, min_p, repetition, presence, frequency;
-  std::span<const uint64_t> seeds;
-  Ints logprobs;
-  Ints penalty_starts, penalty_ids, penalty_counts;
-  std::span<const uint8_t> penalty_repeats;
-  Ints bias_starts, bias_ids;
-  Floats bias_values;
+  std::span<const SamplingColumns> columns;  // [R]
+  RowLists<int32_t> penalties;
+  RowLists<float> bias;
 
-  SamplingRow row(size_t r) const;
+  SamplingRow row(size_t r) const {
+    return {columns[r], penalties.ids_of(r), penalties.values_of(r), bias.ids_of(r), bias.values_of(r)};
+  }
 };
 
 struct Batch {

@@ -7,8 +7,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "program.h"
@@ -23,61 +25,108 @@ namespace {
 template <class T, size_t Dims>
 using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
 
-// Field `name` of a dataclass as an array of exactly this type: a converted copy would not outlive the call.
-template <class T, size_t Dims = 1>
-Array<T, Dims> array(nb::handle owner, const char* name) {
-  Array<T, Dims> result;
-  if (!nb::try_cast(owner.attr(name), result, false)) {
+// What NumPy calls the types that a step's arrays have.
+template <class T>
+constexpr const char* kFormat = nullptr;
+template <>
+constexpr const char* kFormat<int32_t> = "i";
+template <>
+constexpr const char* kFormat<float> = "f";
+template <>
+constexpr const char* kFormat<SamplingColumns> =
+    "T{f:temperature:i:top_k:f:top_p:f:min_p:f:repetition:f:presence:f:frequency:i:logprobs:i:target:i:index:L:seed:}";
+
+nb::object field(nb::handle owner, const char* name) {
+  return owner.attr(nb::steal(PyUnicode_InternFromString(name)));  // the type's cache knows only interned names
+}
+
+// The arrays of a step's dataclasses as they lie in memory: checked, never converted, held until all is done.
+class Arrays {
+ public:
+  Arrays() = default;
+  Arrays(const Arrays&) = delete;
+  Arrays& operator=(const Arrays&) = delete;
+  ~Arrays() {
+    for (size_t i = 0; i < count_; ++i) PyBuffer_Release(&views_[i]);
+  }
+
+  // Field `name` of a dataclass, which must have exactly this type and so many dimensions.
+  template <class T>
+  const Py_buffer& view(nb::handle owner, const char* name, int dims, int flags = PyBUF_ND) {
+    Py_buffer& found = views_.at(count_);
+    if (PyObject_GetBuffer(field(owner, name).ptr(), &found, flags | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) != 0) {
+      PyErr_Clear();
+      refuse(name);
+    }
+    ++count_;
+    if (found.ndim != dims || std::string_view(found.format) != kFormat<T>) refuse(name);
+    return found;
+  }
+
+  template <class T>
+  std::span<const T> column(nb::handle owner, const char* name) {
+    const Py_buffer& found = view<T>(owner, name, 1);
+    return {static_cast<const T*>(found.buf), static_cast<size_t>(found.shape[0])};
+  }
+
+  // So many entries to write to.
+  template <class T>
+  std::span<T> output(nb::handle owner, const char* name, int dims, size_t size) {
+    const Py_buffer& found = view<T>(owner, name, dims, PyBUF_WRITABLE);
+    if (static_cast<size_t>(found.len) != size * sizeof(T)) refuse(name);
+    return {static_cast<T*>(found.buf), size};
+  }
+
+ private:
+  [[noreturn]] static void refuse(const char* name) {
     throw std::invalid_argument(std::string("wrong batch: ") + name + " has another type, shape or order");
   }
-  return result;
-}
 
-// The batch's arrays stay alive with the Python object that holds them, so spans suffice.
+  std::array<Py_buffer, 20> views_;
+  size_t count_ = 0;
+};
+
 template <class T>
-std::span<const T> column(nb::handle owner, const char* name) {
-  const auto values = array<T>(owner, name);
-  return {values.data(), values.shape(0)};
+RowLists<T> lists_of(Arrays& arrays, nb::handle lists, const char* values) {
+  if (lists.is_none()) return {};
+  return {arrays.column<int32_t>(lists, "starts"), arrays.column<int32_t>(lists, "ids"), arrays.column<T>(lists, values)};
 }
 
-SamplingRows sampling_of(nb::handle rows) {
-  return {
-      .target = column<int32_t>(rows, "target"),
-      .temperature = column<float>(rows, "temperature"),
-      .top_k = column<int32_t>(rows, "top_k"),
-      .top_p = column<float>(rows, "top_p"),
-      .min_p = column<float>(rows, "min_p"),
-      .repetition = column<float>(rows, "repetition"),
-      .presence = column<float>(rows, "presence"),
-      .frequency = column<float>(rows, "frequency"),
-      .seeds = column<uint64_t>(rows, "seeds"),
-      .logprobs = column<int32_t>(rows, "logprobs"),
-      .penalty_starts = column<int32_t>(rows, "penalty_starts"),
-      .penalty_ids = column<int32_t>(rows, "penalty_ids"),
-      .penalty_counts = column<int32_t>(rows, "penalty_counts"),
-      .penalty_repeats = column<uint8_t>(rows, "penalty_repeats"),
-      .bias_starts = column<int32_t>(rows, "bias_starts"),
-      .bias_ids = column<int32_t>(rows, "bias_ids"),
-      .bias_values = column<float>(rows, "bias_values"),
-  };
-}
-
-Batch batch_of(nb::handle batch) {
-  const auto blocks = array<int32_t, 3>(batch, "blocks");
-  const auto starts = column<int32_t>(batch, "starts");
-  if (blocks.shape(1) + 1 != starts.size()) {
+Batch batch_of(Arrays& arrays, nb::handle batch) {
+  const nb::object sampling = field(batch, "sampling");
+  const Py_buffer& blocks = arrays.view<int32_t>(batch, "blocks", 3);
+  const auto starts = arrays.column<int32_t>(batch, "starts");
+  if (static_cast<size_t>(blocks.shape[1]) + 1 != starts.size()) {
     throw std::invalid_argument("wrong batch: blocks must have one row a sequence");
   }
   return {
-      .tokens = column<int32_t>(batch, "tokens"),
-      .positions = column<int32_t>(batch, "positions"),
+      .tokens = arrays.column<int32_t>(batch, "tokens"),
+      .positions = arrays.column<int32_t>(batch, "positions"),
       .starts = starts,
-      .blocks = {blocks.data(), blocks.size()},
-      .groups = static_cast<int>(blocks.shape(0)),
-      .table = static_cast<int>(blocks.shape(2)),
-      .rows = column<int32_t>(batch, "rows"),
-      .sampling = sampling_of(batch.attr("sampling")),
+      .blocks = {static_cast<const int32_t*>(blocks.buf), static_cast<size_t>(blocks.len) / sizeof(int32_t)},
+      .groups = static_cast<int>(blocks.shape[0]),
+      .table = static_cast<int>(blocks.shape[2]),
+      .rows = arrays.column<int32_t>(batch, "rows"),
+      .sampling = {
+          .columns = arrays.column<SamplingColumns>(sampling, "columns"),
+          .penalties = lists_of<int32_t>(arrays, field(sampling, "penalties"), "counts"),
+          .bias = lists_of<float>(arrays, field(sampling, "bias"), "values"),
+      },
   };
+}
+
+void step(Program& program, nb::handle python_batch, nb::handle python_result) {
+  Arrays arrays;
+  const Batch batch = batch_of(arrays, python_batch);
+  const size_t rows = batch.rows.size();
+  const StepResult result{
+      .tokens = arrays.output<int32_t>(python_result, "tokens", 1, rows),
+      .logprobs = arrays.output<float>(python_result, "logprobs", 1, rows),
+      .top_tokens = arrays.output<int32_t>(python_result, "top_tokens", 2, rows * kTopTokens),
+      .top_logprobs = arrays.output<float>(python_result, "top_logprobs", 2, rows * kTopTokens),
+  };
+  nb::gil_scoped_release unlocked;
+  program.step(batch, result);
 }
 
 // A NumPy array that owns its memory.
@@ -88,26 +137,6 @@ nb::object new_array(std::initializer_list<size_t> shape, T*& data) {
   data = new T[size];
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
-}
-
-// (tokens, logprobs, top_tokens, top_logprobs) of the batch's logit rows.
-nb::tuple step(Program& program, nb::handle python_batch) {
-  const Batch batch = batch_of(python_batch);
-  const size_t rows = batch.rows.size();
-  int32_t *tokens, *top_tokens;
-  float *logprobs, *top_logprobs;
-  const nb::tuple arrays = nb::make_tuple(
-      new_array<int32_t>({rows}, tokens), new_array<float>({rows}, logprobs),
-      new_array<int32_t>({rows, kTopTokens}, top_tokens), new_array<float>({rows, kTopTokens}, top_logprobs));
-  const StepResult result{
-      .tokens = {tokens, rows},
-      .logprobs = {logprobs, rows},
-      .top_tokens = {top_tokens, rows * kTopTokens},
-      .top_logprobs = {top_logprobs, rows * kTopTokens},
-  };
-  nb::gil_scoped_release unlocked;
-  program.step(batch, result);
-  return arrays;
 }
 
 nb::object copy_buffer(const Program& program, int index) {
@@ -170,9 +199,8 @@ void bind_program(nb::module_& m) {
             return p.model.add_vector({values.data(), values.data() + values.shape(0)});
           }, nb::arg("values").noconvert())
       .def("finish", &Program::finish, "Take the memory; nothing may be added afterwards.")
-      .def("step", step, nb::arg("batch"),
-           "Run executors.batch.Batch; ValueError if it does not fit. "
-           "Returns tokens, logprobs, top_tokens and top_logprobs.")
+      .def("step", step, nb::arg("batch"), nb::arg("result"),
+           "Run executors.batch.Batch and write to the arrays of a StepResult; ValueError if they do not fit.")
       .def("buffer", copy_buffer, nb::arg("index"), "A copy of a buffer's rows as the last step left them.")
       .def("profile", [](Program& p, bool on) { p.profile().turn(on); }, nb::arg("on"),
            "Begin to measure where steps' time goes, or stop.")

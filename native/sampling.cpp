@@ -9,18 +9,23 @@
 namespace corral {
 namespace {
 
-double uniform_from(uint64_t seed) {
-  for (int round = 0; round < 2; ++round) {  // splitmix64
-    seed += 0x9e3779b97f4a7c15u;
-    seed = (seed ^ seed >> 30) * 0xbf58476d1ce4e5b9u;
-    seed = (seed ^ seed >> 27) * 0x94d049bb133111ebu;
-    seed ^= seed >> 31;
-  }
+constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;
+
+uint64_t scramble(uint64_t x) {  // as splitmix64 does
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+
+// A row's number in [0, 1).
+double uniform_of(const SamplingColumns& row) {
+  uint64_t seed = scramble(row.seed + static_cast<uint64_t>(row.index) * kGolden);
+  for (int round = 0; round < 2; ++round) seed = scramble(seed + kGolden);
   return static_cast<double>(seed >> 11) * 0x1p-53;
 }
 
 void penalize(float& logit, const SamplingRow& row, size_t i) {
-  if (row.penalty_repeats[i]) logit = logit > 0 ? logit / row.repetition : logit * row.repetition;
+  logit = logit > 0 ? logit / row.repetition : logit * row.repetition;
   const int count = row.penalty_counts[i];
   if (count > 0) logit -= row.frequency * static_cast<float>(count) + row.presence;
 }
@@ -209,7 +214,7 @@ int32_t Sampler::choose_largest(const Row& row, float maximum, const LookAgain& 
 
 // No filter: first a stretch by its weight, then a token of it.
 int32_t Sampler::draw_from_all(const Row& row, const Weights& weights, const LookAgain& look_again) const {
-  double left = uniform_from(row.asked.seed) * total_of(row.changed, weights);
+  double left = uniform_of(row.asked) * total_of(row.changed, weights);
   double within = 0;
   int drawn = 0;  // the last stretch that weighs anything, should rounding lead beyond it
   for (int stretch = 0; stretch < stretches() && left >= 0; ++stretch) {
@@ -251,7 +256,7 @@ int32_t Sampler::draw_from_candidates(int number, const Weights& weights) const 
   }
   if (row.way != Way::Nucleus) total = kept.total(weights);
   if (asked.top_p < 1) kept.keep_nucleus(asked.top_p, total, weights);
-  return kept.draw(uniform_from(asked.seed), weights);
+  return kept.draw(uniform_of(asked), weights);
 }
 
 }  // namespace corral

@@ -14,18 +14,21 @@ namespace corral {
 constexpr int kTopTokens = 20;
 constexpr int kFailed = -1;  // the token of a row whose logits are not numbers, or all banned
 
-// How to treat one row; neutral values switch a filter off.
-struct SamplingRow {
-  int target;         // >= 0: score this token, sample nothing
+// How to treat one row; neutral values switch a filter off. COLUMNS in executors/batch.py has the same layout.
+struct SamplingColumns {
   float temperature;  // 0 = greedy
-  int top_k;          // <= 0 = off
+  int32_t top_k;      // <= 0 = off
   float top_p;        // 1 = off
   float min_p;        // 0 = off
   float repetition, presence, frequency;
-  uint64_t seed;  // all that a draw depends on beside the logits
-  int logprobs;   // -1 = none, else how many alternatives
+  int32_t logprobs;  // -1 = none, else how many alternatives
+  int32_t target;    // >= 0: score this token, sample nothing
+  int32_t index;     // of the token in its sequence; with the seed all that a draw depends on beside the logits
+  uint64_t seed;
+};
+
+struct SamplingRow : SamplingColumns {
   std::span<const int32_t> penalty_ids, penalty_counts;
-  std::span<const uint8_t> penalty_repeats;
   std::span<const int32_t> bias_ids;
   std::span<const float> bias_values;
 };

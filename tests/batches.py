@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from corral.executors.batch import Batch, SamplingRows
+from corral.executors.batch import COLUMNS, Batch, SamplingRows
 from corral.types import BLOCK_SIZE
 
 
@@ -21,9 +21,9 @@ class Part:
 
 
 def make_batch(
-    parts: Sequence[Part], sampling: SamplingRows | None = None, *, groups: int = 1, **fields: Any
+    parts: Sequence[Part], sampling: SamplingRows | None = None, *, groups: int = 1, **columns: Any
 ) -> Batch:
-    """A Batch of these parts; `fields` change greedy_rows' SamplingRows where `sampling` is not given.
+    """A Batch of these parts; `columns` change greedy_rows where `sampling` is not given.
 
     With several groups of KV layers each block of a part stands for as many neighbouring ones, one a group.
     """
@@ -47,7 +47,7 @@ def make_batch(
             np.int32
         ),
         rows=np.array(rows, np.int32),
-        sampling=sampling if sampling is not None else replace(greedy_rows(len(rows)), **fields),
+        sampling=sampling if sampling is not None else with_columns(greedy_rows(len(rows)), **columns),
     )
 
 
@@ -58,24 +58,15 @@ def blocks_for(length: int, first: int = 0) -> list[int]:
 
 def greedy_rows(count: int) -> SamplingRows:
     """Rows that are sampled greedily, with nothing else asked."""
-    zeros, ones = np.zeros(count, np.float32), np.ones(count, np.float32)
-    starts, ids = np.zeros(count + 1, np.int32), np.zeros(0, np.int32)
-    return SamplingRows(
-        target=np.full(count, -1, np.int32),
-        temperature=zeros,
-        top_k=np.zeros(count, np.int32),
-        top_p=ones,
-        min_p=zeros,
-        repetition=ones,
-        presence=zeros,
-        frequency=zeros,
-        seeds=np.zeros(count, np.uint64),
-        logprobs=np.full(count, -1, np.int32),
-        penalty_starts=starts,
-        penalty_ids=ids,
-        penalty_counts=ids,
-        penalty_repeats=np.zeros(0, np.uint8),
-        bias_starts=starts,
-        bias_ids=ids,
-        bias_values=np.zeros(0, np.float32),
-    )
+    columns = np.zeros(count, COLUMNS)
+    for name, value in {"top_p": 1, "repetition": 1, "logprobs": -1, "target": -1}.items():
+        columns[name] = value
+    return SamplingRows(columns)
+
+
+def with_columns(rows: SamplingRows, **columns: Any) -> SamplingRows:
+    """The rows with other values in some columns; one number stands for a whole column."""
+    changed = rows.columns.copy()
+    for name, values in columns.items():
+        changed[name] = values
+    return replace(rows, columns=changed)

@@ -75,11 +75,8 @@ class Program:
     def finish(self) -> None:
         """Take the memory; nothing may be added afterwards."""
 
-    def step(self, batch: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Run executors.batch.Batch; ValueError if it does not fit.
-
-        Returns tokens, logprobs, top_tokens and top_logprobs.
-        """
+    def step(self, batch: Any, result: Any) -> None:
+        """Run executors.batch.Batch, into the arrays of a StepResult; ValueError if they do not fit."""
 
     def buffer(self, index: int) -> NDArray[np.float32]:
         """A copy of a buffer's rows as the last step left them."""

@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 
 from corral.executors.batch import Batch, StepResult
+from corral.executors.reference_sampling import mix
 from corral.types import BLOCK_SIZE
 
 VOCAB = 1000
@@ -64,22 +65,23 @@ class FakeExecutor:
         s = batch.sampling
         tokens, logprobs = np.zeros(len(batch.rows), np.int32), np.zeros(len(batch.rows), np.float32)
         top = np.full((len(batch.rows), 20), -1, np.int32)
-        for r, row in enumerate(batch.rows):
-            known = self._known(batch.blocks[:, owner[row]], batch.positions[row])
+        for r, at in enumerate(batch.rows):
+            known = self._known(batch.blocks[:, owner[at]], batch.positions[at])
             if self.memory is not None:
                 known = known[-self.memory :]
-            token, logprob = _choose(known, s.temperature[r], s.seeds[r])
+            row = s.columns[r]
+            token, logprob = _choose(known, row["temperature"], mix(int(row["seed"]), int(row["index"])))
             if self.memory is not None:
                 token %= 7
-            banned = s.bias_ids[s.bias_starts[r] : s.bias_starts[r + 1]]
+            banned = s.bias.ids[s.bias.starts[r] : s.bias.starts[r + 1]] if s.bias else ()
             while token in banned:
                 token = (token + 1) % VOCAB
-            tokens[r] = token if s.target[r] < 0 else s.target[r]
+            tokens[r] = token if row["target"] < 0 else row["target"]
             if known[-1] == self.fail_token:
                 tokens[r] = -1
-            if s.logprobs[r] >= 0:
+            if row["logprobs"] >= 0:
                 logprobs[r] = logprob
-                top[r, : s.logprobs[r]] = (token + np.arange(s.logprobs[r])) % VOCAB
+                top[r, : row["logprobs"]] = (token + np.arange(row["logprobs"])) % VOCAB
         return StepResult(tokens, logprobs, top, np.where(top >= 0, np.float32(-1), np.float32(0)))
 
     def _known(self, tables, position):

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from fake_executor import VOCAB, FakeExecutor, next_tokens
@@ -123,17 +121,16 @@ def test_logit_bias_and_penalties_reach_the_executor_row_by_row():
     outputs = run(make(executor), requests)
     first, second = executor.batches
     s = first.sampling
-    assert s.bias_starts.tolist() == [0, 0, 1, 1]
-    assert (s.bias_ids.tolist(), s.bias_values.tolist()) == ([7], [1.5])
-    assert s.penalty_starts.tolist() == [0, 0, 3, 5]
-    assert s.penalty_ids.tolist() == [5, 6, 999, 6, 999]
-    assert s.penalty_counts.tolist() == [0, 0, 0, 1, 1]
-    assert s.penalty_repeats.tolist() == [1] * 5
-    assert s.repetition.tolist() == pytest.approx([1, 1, 1.2])
+    assert s.bias.starts.tolist() == [0, 0, 1, 1]
+    assert (s.bias.ids.tolist(), s.bias.values.tolist()) == ([7], [1.5])
+    assert s.penalties.starts.tolist() == [0, 0, 3, 5]
+    assert s.penalties.ids.tolist() == [5, 6, 999, 6, 999]
+    assert s.penalties.counts.tolist() == [0, 0, 0, 1, 1]
+    assert s.columns["repetition"].tolist() == pytest.approx([1, 1, 1.2])
     s = second.sampling
     new2, new3 = outputs[2][0].tokens[0], outputs[3][0].tokens[0]
-    assert s.penalty_ids.tolist() == [5, 6, 999, new2, new3, 999]
-    assert s.penalty_counts.tolist() == [0, 0, 0, 1, 1, 1]
+    assert s.penalties.ids.tolist() == [5, 6, 999, new2, new3, 999]
+    assert s.penalties.counts.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_logprobs_come_with_each_token():
@@ -332,10 +329,10 @@ def test_random_life_is_right_token_for_token(data):
     assert engine.load.blocks_used == 0
 
 
-def test_seeds_of_rows_are_distinct():
+def test_rows_have_their_requests_seed_and_their_tokens_index():
     executor = FakeExecutor()
     executor.keep = True
     run(make(executor), {id: ([1], SamplingParams(max_tokens=20, seed=id)) for id in range(10)})
-    seeds = np.concatenate([batch.sampling.seeds for batch in executor.batches])
-    assert len(set(seeds.tolist())) == 200
-    assert all(math.isfinite(value) for value in seeds.tolist())
+    rows = np.concatenate([batch.sampling.columns for batch in executor.batches])
+    found = sorted(zip(rows["seed"].tolist(), rows["index"].tolist(), strict=True))
+    assert found == [(seed, index) for seed in range(10) for index in range(1, 21)]

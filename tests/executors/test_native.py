@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
-from batches import Part, blocks_for, make_batch
-from corral.executors.batch import Batch, StepResult
+from batches import Part, blocks_for, make_batch, with_columns
+from corral.executors.batch import COLUMNS, Batch, Bias, Penalties, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Add, Head, KVWrite, Linear, Program, RmsNorm, Select
@@ -141,9 +141,19 @@ def test_rows_beyond_one_tile_of_logits_are_all_scored(program: Program, whole: 
 
 
 def broken(batch: Batch, **fields: Any) -> Batch:
-    """The batch with other arrays; a name that belongs to the sampling rows goes there."""
-    sampling = {name: fields.pop(name) for name in list(fields) if hasattr(batch.sampling, name)}
-    return replace(batch, sampling=replace(batch.sampling, **sampling), **fields)
+    """The batch with other arrays; a name that belongs to the sampling rows or their columns goes there."""
+    columns = {name: fields.pop(name) for name in list(fields) if name in COLUMNS.names}
+    lists = {name: fields.pop(name) for name in list(fields) if hasattr(batch.sampling, name)}
+    sampling = replace(with_columns(batch.sampling, **columns), **lists)
+    return replace(batch, sampling=sampling, **fields)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
 
 
 I32, F32 = np.int32, np.float32
@@ -173,30 +183,27 @@ WRONG: Sequence[dict[str, Any]] = [
     {"rows": np.array([0, 3], I32)},
     {"rows": np.array([-1, 0], I32)},
     {"rows": np.array([0], I32)},
-    {"target": np.array([0, 10**6], I32)},
-    {"target": np.array([0, -2], I32)},
-    {"temperature": np.array([np.nan, 0], F32)},
-    {"temperature": np.array([-1, 0], F32)},
-    {"temperature": np.zeros(3, F32)},
-    {"top_p": np.array([np.inf, 1], F32)},
-    {"repetition": np.array([0, 1], F32)},
-    {"logprobs": np.array([0, 21], I32)},
-    {"seeds": np.zeros(2, np.int64)},
-    {"seeds": np.zeros(1, np.uint64)},
-    {"penalty_starts": np.array([0, 1, 1], I32)},
-    {"penalty_starts": np.array([0, 0], I32)},
-    {"penalty_ids": np.array([5], I32)},
-    {
-        "bias_starts": np.array([0, 1, 1], I32),
-        "bias_ids": np.array([-1], I32),
-        "bias_values": np.ones(1, F32),
-    },
-    {"bias_starts": np.array([0, 1, 1], I32), "bias_ids": np.array([1], I32), "bias_values": np.ones(2, F32)},
-    {
-        "bias_starts": np.array([0, 1, 1], I32),
-        "bias_ids": np.array([1], I32),
-        "bias_values": np.full(1, np.nan, F32),
-    },
+    {"target": [0, 10**6]},
+    {"target": [0, -2]},
+    {"temperature": [np.nan, 0]},
+    {"temperature": [-1, 0]},
+    {"top_p": [np.inf, 1]},
+    {"repetition": [0, 1]},
+    {"logprobs": [0, 21]},
+    {"columns": np.zeros(3, COLUMNS)},
+    {"columns": np.zeros(2, COLUMNS)[::2]},
+    {"columns": np.zeros(2, [(name, np.uint32) for name in "abcdefghijkl"])},
+    {"columns": np.zeros((2, COLUMNS.itemsize), np.uint8)},
+    {"penalties": Penalties(ints(0, 1, 1), ints(), ints())},
+    {"penalties": Penalties(ints(0, 0), ints(), ints())},
+    {"penalties": Penalties(ints(0, 1, 1), ints(5), ints())},
+    {"penalties": Penalties(ints(0, 0, 0), ints(5), ints(1))},
+    {"penalties": Penalties(ints(0, 1, 1), ints(10**6), ints(1))},
+    {"penalties": Penalties(ints(0, 1, 1), ints(5), floats(1))},
+    {"bias": Bias(ints(0, 1, 1), ints(-1), floats(1))},
+    {"bias": Bias(ints(0, 1, 1), ints(1), floats(1, 1))},
+    {"bias": Bias(ints(0, 1, 1), ints(1), floats(np.nan))},
+    {"bias": Bias(ints(), ints(1), floats(1))},
 ]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batches import Part, blocks_for, greedy_rows, make_batch
-from corral.executors.batch import Executor, StepResult
+from batches import Part, blocks_for, greedy_rows, make_batch, with_columns
+from corral.executors.batch import Bias, Executor, Penalties, StepResult
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Attention, Buffer, Embed, Head, KVLayer, KVWrite, Linear, Program, RmsNorm
 from corral.models.table import build_program
@@ -197,14 +197,21 @@ def sampled() -> Sampled:
             context_length=16,
         )
         executor = ReferenceExecutor(program, num_blocks=1, max_tokens=len(logits))
-        rows = replace(greedy_rows(len(logits)), **{k: dtyped(k, v) for k, v in fields.items()})
+        lists = {name: fields.pop(name) for name in ("penalties", "bias") if name in fields}
+        rows = replace(with_columns(greedy_rows(len(logits)), **fields), **lists)
         return executor.step(make_batch([Part(range(len(logits)), [0])], rows))
 
     return step
 
 
-def dtyped(field: str, values: object) -> np.ndarray:
-    return np.array(values, getattr(greedy_rows(1), field).dtype)
+def bias_of_one_row(bias: dict[int, float]) -> Bias:
+    ids, values = np.array(list(bias), np.int32), np.array(list(bias.values()), np.float32)
+    return Bias(np.array([0, len(bias)], np.int32), ids, values)
+
+
+def token_seen(count: int) -> Penalties:
+    """Token 0 in the only row."""
+    return Penalties(np.array([0, 1], np.int32), np.zeros(1, np.int32), np.array([count], np.int32))
 
 
 def test_greedy_takes_the_largest_and_the_lower_id_of_equals(sampled: Sampled) -> None:
@@ -212,9 +219,7 @@ def test_greedy_takes_the_largest_and_the_lower_id_of_equals(sampled: Sampled) -
 
 
 def test_logprobs_are_of_the_raw_distribution(sampled: Sampled) -> None:
-    result = sampled(
-        [1, 3, 2], logprobs=[2], bias_starts=[0, 1], bias_ids=[0], bias_values=[10], temperature=[0]
-    )
+    result = sampled([1, 3, 2], logprobs=[2], bias=bias_of_one_row({0: 10}), temperature=[0])
     wanted = np.array([1, 3, 2]) - np.log(np.exp([1, 3, 2]).sum())
     assert result.tokens[0] == 0
     assert result.logprobs[0] == pytest.approx(wanted[0], abs=1e-6)
@@ -235,9 +240,9 @@ def test_a_target_is_scored_and_not_sampled(sampled: Sampled) -> None:
 
 
 def test_a_minus_infinite_bias_bans_a_token(sampled: Sampled) -> None:
-    bias = {"bias_starts": [0, 1], "bias_ids": [1], "bias_values": [-np.inf]}
-    assert sampled([0, 9, 1], **bias).tokens[0] == 2
-    drawn = {sampled([0, 9, 1], **bias, temperature=[5], seeds=[seed]).tokens[0] for seed in range(50)}
+    bias = bias_of_one_row({1: -np.inf})
+    assert sampled([0, 9, 1], bias=bias).tokens[0] == 2
+    drawn = {sampled([0, 9, 1], bias=bias, temperature=[5], seed=[seed]).tokens[0] for seed in range(50)}
     assert drawn == {0, 2}
 
 
@@ -253,18 +258,15 @@ def test_a_minus_infinite_bias_bans_a_token(sampled: Sampled) -> None:
     ],
 )
 def test_penalties_lower_what_was_seen(sampled: Sampled, penalty: dict, wanted: int) -> None:
-    seen = {"penalty_starts": [0, 1], "penalty_ids": [0], "penalty_counts": [3], "penalty_repeats": [1]}
-    assert sampled([3, 2.4, 0], **seen, **penalty).tokens[0] == wanted
+    assert sampled([3, 2.4, 0], penalties=token_seen(3), **penalty).tokens[0] == wanted
 
 
 def test_repetition_makes_negative_logits_more_negative(sampled: Sampled) -> None:
-    seen = {"penalty_starts": [0, 1], "penalty_ids": [0], "penalty_counts": [0], "penalty_repeats": [1]}
-    assert sampled([-1, -1.5], **seen, repetition=[2.0], presence=[9]).tokens[0] == 1
+    assert sampled([-1, -1.5], penalties=token_seen(0), repetition=[2.0], presence=[9]).tokens[0] == 1
 
 
 def test_presence_and_frequency_look_only_at_counted_tokens(sampled: Sampled) -> None:
-    seen = {"penalty_starts": [0, 1], "penalty_ids": [0], "penalty_counts": [0], "penalty_repeats": [0]}
-    assert sampled([3, 2], **seen, repetition=[9], presence=[9], frequency=[9]).tokens[0] == 0
+    assert sampled([3, 2], penalties=token_seen(0), presence=[9], frequency=[9]).tokens[0] == 0
 
 
 PROBABILITIES = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -289,7 +291,7 @@ def test_filters_leave_the_likeliest_in_their_proportions(sampled: Sampled, filt
     logits = np.log(PROBABILITIES)[[2, 0, 4, 1, 3]]
     count = 3000
     rows = {name: value * count for name, value in filters.items()}
-    drawn = sampled(*[logits.tolist()] * count, **rows, temperature=[1.0] * count, seeds=range(count)).tokens
+    drawn = sampled(*[logits.tolist()] * count, **rows, temperature=[1.0] * count, seed=range(count)).tokens
     found = np.bincount(drawn, minlength=5)[[1, 3, 0, 4, 2]] / count
     wanted = np.where(np.arange(5) < kept, PROBABILITIES, 0)
     np.testing.assert_allclose(found, wanted / wanted.sum(), atol=0.035)
@@ -298,20 +300,20 @@ def test_filters_leave_the_likeliest_in_their_proportions(sampled: Sampled, filt
 
 def test_temperature_flattens_before_min_p_looks(sampled: Sampled) -> None:
     logits = np.log(PROBABILITIES).tolist()  # 0.05 / 0.4 is 0.125, at temperature 2 its root: 0.35
-    settings = {"min_p": [0.3] * 500, "temperature": [2.0] * 500, "seeds": range(500)}
+    settings = {"min_p": [0.3] * 500, "temperature": [2.0] * 500, "seed": range(500)}
     assert set(sampled(*[logits] * 500, **settings).tokens.tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_a_draw_depends_on_the_seed_alone(sampled: Sampled) -> None:
     logits = np.log(PROBABILITIES).tolist()
-    together = sampled(*[logits] * 20, temperature=[1.0] * 20, seeds=range(20)).tokens.tolist()
-    alone = [sampled(logits, temperature=[1.0], seeds=[seed]).tokens[0] for seed in range(20)]
+    together = sampled(*[logits] * 20, temperature=[1.0] * 20, seed=range(20)).tokens.tolist()
+    alone = [sampled(logits, temperature=[1.0], seed=[seed]).tokens[0] for seed in range(20)]
     assert together == alone
     assert len(set(together)) > 1
 
 
 def test_the_smallest_temperature_is_greedy(sampled: Sampled) -> None:
-    drawn = {sampled([1.0, 1.001, 0], temperature=[1e-30], seeds=[seed]).tokens[0] for seed in range(20)}
+    drawn = {sampled([1.0, 1.001, 0], temperature=[1e-30], seed=[seed]).tokens[0] for seed in range(20)}
     assert drawn == {1}
 
 
@@ -324,5 +326,4 @@ def test_logits_that_are_not_numbers_fail_their_row_only(sampled: Sampled, bad: 
 
 
 def test_a_row_with_everything_banned_fails(sampled: Sampled) -> None:
-    bias = {"bias_starts": [0, 2], "bias_ids": [0, 1], "bias_values": [-np.inf, -np.inf]}
-    assert sampled([1, 2], **bias).tokens[0] == -1
+    assert sampled([1, 2], bias=bias_of_one_row({0: -np.inf, 1: -np.inf})).tokens[0] == -1

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
-from batches import Part, blocks_for, greedy_rows, make_batch
-from corral.executors.batch import SamplingRows, StepResult
+from batches import Part, blocks_for, greedy_rows, make_batch, with_columns
+from corral.executors.batch import Bias, Penalties, SamplingRows, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference_sampling import sample as sample_reference
 from corral.models.program import Head, Select
@@ -58,34 +58,25 @@ def sample(
 
 def rows_like(count: int, **fields: Any) -> SamplingRows:
     """greedy_rows with some columns changed: a number stands for a whole column."""
-    rows = greedy_rows(count)
-    for name, value in fields.items():
-        column = getattr(rows, name)
-        rows = replace(rows, **{name: np.broadcast_to(np.asarray(value, column.dtype), (count,)).copy()})
-    return rows
+    return with_columns(greedy_rows(count), **fields)
 
 
-def with_penalties(rows: SamplingRows, entries: list[tuple[int, int, int]]) -> SamplingRows:
-    """The same (token, count, repeats) entries for every row."""
-    count = len(rows.target)
-    ids, counts, repeats = (np.tile(column, count) for column in np.array(entries).T)
-    return replace(
-        rows,
-        penalty_starts=np.arange(count + 1, dtype=np.int32) * len(entries),
-        penalty_ids=ids.astype(np.int32),
-        penalty_counts=counts.astype(np.int32),
-        penalty_repeats=repeats.astype(np.uint8),
-    )
+def with_penalties(rows: SamplingRows, entries: list[tuple[int, int]]) -> SamplingRows:
+    """The same (token, count) entries for every row."""
+    count = len(rows.columns)
+    ids, counts = (np.tile(column, count).astype(np.int32) for column in np.array(entries).T)
+    return replace(rows, penalties=Penalties(_starts(count, len(entries)), ids, counts))
 
 
 def with_bias(rows: SamplingRows, bias: dict[int, float]) -> SamplingRows:
-    count = len(rows.target)
-    return replace(
-        rows,
-        bias_starts=np.arange(count + 1, dtype=np.int32) * len(bias),
-        bias_ids=np.tile(np.array(list(bias), np.int32), count),
-        bias_values=np.tile(np.array(list(bias.values()), np.float32), count),
-    )
+    count = len(rows.columns)
+    ids = np.tile(np.array(list(bias), np.int32), count)
+    values = np.tile(np.array(list(bias.values()), np.float32), count)
+    return replace(rows, bias=Bias(_starts(count, len(bias)), ids, values))
+
+
+def _starts(rows: int, each: int) -> np.ndarray:
+    return np.arange(rows + 1, dtype=np.int32) * np.int32(each)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -114,7 +105,7 @@ def draws(logits: np.ndarray, isa: str, count: int = 6000, **fields: Any) -> np.
     hits = np.zeros(vocab, np.int64)
     for start in range(0, count, vocab):
         seeds = np.arange(start, min(start + vocab, count)) * 7919 + 1
-        rows = rows_like(len(seeds), seeds=seeds, **fields)
+        rows = rows_like(len(seeds), seed=seeds, **fields)
         result = sample(logits[None], rows, isa, np.ones(len(seeds), np.float32))
         hits += np.bincount(result.tokens, minlength=vocab)
     return hits
@@ -165,17 +156,16 @@ def test_random_rows_choose_as_the_reference_does(vocab: int, spread: float, isa
         repetition=rng.choice([0.8, 1.0, 1.3], count),
         presence=rng.choice([0.0, 0.7], count),
         frequency=rng.choice([0.0, -0.3, 0.5], count),
-        seeds=rng.integers(0, 2**63, count),
+        seed=rng.integers(0, 2**63, count),
         logprobs=rng.integers(-1, 21, count),
         target=rng.choice([-1, -1, 0], count),
     )
-    rows = with_bias(
-        with_penalties(rows, [(0, 3, 1), (vocab // 2 + 1, 0, 1)][: min(vocab, 2)]), {vocab - 1: 1.5}
-    )
+    rows = with_bias(with_penalties(rows, [(0, 3), (vocab // 2 + 1, 0)][: min(vocab, 2)]), {vocab - 1: 1.5})
     if vocab == 2:
-        rows = with_penalties(rows, [(0, 3, 1)])
+        rows = with_penalties(rows, [(0, 3)])
     # top_k beyond the vocabulary is no filter; the reference would still draw in another order.
-    effective = replace(rows, top_k=np.where(rows.top_k < vocab, rows.top_k, 0).astype(np.int32))
+    top_k = rows.columns["top_k"]
+    effective = with_columns(rows, top_k=np.where(top_k < vocab, top_k, 0))
     found, wanted = sample(logits, rows, isa), sample_reference(logits, effective)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
     np.testing.assert_array_equal(found.top_tokens, wanted.top_tokens)
@@ -188,9 +178,9 @@ def test_threads_and_company_do_not_change_a_bit(filters: dict[str, Any], isa: s
     logits = np.random.default_rng(5).standard_normal((70, 3001)).astype(np.float32) * 2
 
     def found(count: int, threads: int) -> StepResult:
-        rows = rows_like(count, seeds=np.arange(count), logprobs=7, repetition=1.2, presence=0.3, **filters)
+        rows = rows_like(count, seed=np.arange(count), logprobs=7, repetition=1.2, presence=0.3, **filters)
         rows = with_bias(rows, {token: 3.0 for token in range(490, 530)})
-        rows = with_penalties(rows, [(2999, 1, 1), (500, 2, 1), (3, 0, 1)])
+        rows = with_penalties(rows, [(2999, 1), (500, 2), (3, 0)])
         return sample(logits[:count], rows, isa, threads=threads)
 
     wanted = found(1, 1), found(70, 1)
@@ -208,15 +198,15 @@ def test_the_lowest_of_equal_tokens_wins_across_the_vocabulary(filters: dict[str
     logits[1, [3998, 3999]] = 1
     logits[2, [0, 3999]] = 1
     seeds = [1, 2, 1]
-    chosen = sample(logits, rows_like(3, seeds=seeds, **filters), isa, threads=3).tokens
-    assert chosen.tolist() == sample_reference(logits, rows_like(3, seeds=seeds, **filters)).tokens.tolist()
+    chosen = sample(logits, rows_like(3, seed=seeds, **filters), isa, threads=3).tokens
+    assert chosen.tolist() == sample_reference(logits, rows_like(3, seed=seeds, **filters)).tokens.tolist()
 
 
 @pytest.mark.parametrize("filters", [{}, *FILTERS], ids=str)
 def test_a_long_run_of_banned_tokens_never_comes(filters: dict[str, Any], isa: str) -> None:
     logits = np.zeros((40, 2600), np.float32)
     banned = set(range(1100)) | set(range(1500, 2600))
-    rows = with_bias(rows_like(40, seeds=np.arange(40), **filters), dict.fromkeys(banned, -math.inf))
+    rows = with_bias(rows_like(40, seed=np.arange(40), **filters), dict.fromkeys(banned, -math.inf))
     tokens = sample(logits, rows, isa).tokens
     assert banned.isdisjoint(tokens.tolist())
     assert tokens.min() >= 0
@@ -238,7 +228,7 @@ def test_top_k_of_equal_tokens_keeps_the_lowest_ids(isa: str) -> None:
 
 def test_equal_seeds_draw_alike_whatever_the_row(isa: str) -> None:
     logits = np.tile(np.random.default_rng(0).standard_normal(512).astype(np.float32), (32, 1))
-    tokens = sample(logits, rows_like(32, temperature=1.0, seeds=5), isa).tokens
+    tokens = sample(logits, rows_like(32, temperature=1.0, seed=5), isa).tokens
     assert len(set(tokens.tolist())) == 1
 
 
@@ -276,20 +266,20 @@ def test_banned_tokens_never_come(fields: dict[str, Any], isa: str) -> None:
     logits = np.zeros((60, 60), np.float32)
     allowed = {3, 40, 59}
     bias = {token: -math.inf for token in range(60) if token not in allowed}
-    rows = with_bias(rows_like(60, seeds=np.arange(60), **fields), bias)
+    rows = with_bias(rows_like(60, seed=np.arange(60), **fields), bias)
     assert set(sample(logits, rows, isa).tokens.tolist()) <= allowed
 
 
 def test_penalties_divide_positive_and_multiply_negative_logits(isa: str) -> None:
     # Each row has one rival whose logit lies just below, then just above, where the penalty takes token 0.
     cases = [
-        ({"repetition": 2.0}, [(0, 0, 1)], 3.0, 1.5),
-        ({"repetition": 2.0}, [(0, 5, 1)], -1.0, -2.0),
-        ({"repetition": 2.0}, [(0, 5, 0)], 3.0, 3.0),
-        ({"presence": 0.5}, [(0, 4, 0)], 3.0, 2.5),
-        ({"presence": 0.5}, [(0, 0, 1)], 3.0, 3.0),
-        ({"frequency": 0.5}, [(0, 4, 0)], 3.0, 1.0),
-        ({"frequency": -1.0, "presence": 0.25, "repetition": 1.5}, [(0, 2, 1)], 3.0, 3.75),
+        ({"repetition": 2.0}, [(0, 0)], 3.0, 1.5),
+        ({"repetition": 2.0}, [(0, 5)], -1.0, -2.0),
+        ({"repetition": 2.0}, [(5, 5)], 3.0, 3.0),
+        ({"presence": 0.5}, [(0, 4)], 3.0, 2.5),
+        ({"presence": 0.5}, [(0, 0)], 3.0, 3.0),
+        ({"frequency": 0.5}, [(0, 4)], 3.0, 1.0),
+        ({"frequency": -1.0, "presence": 0.25, "repetition": 1.5}, [(0, 2)], 3.0, 3.75),
     ]
     for fields, entries, before, after in cases:
         logits = np.full((2, 20), -50, np.float32)
@@ -302,7 +292,7 @@ def test_penalties_divide_positive_and_multiply_negative_logits(isa: str) -> Non
 def test_bias_comes_before_penalties_and_logprobs_before_both(isa: str) -> None:
     logits = np.zeros((1, 8), np.float32)
     rows = with_bias(rows_like(1, repetition=4.0, logprobs=3), {2: 1.0, 5: 2.0})
-    result = sample(logits, with_penalties(rows, [(5, 1, 1)]), isa)  # 5: 2 / 4, 2: 1
+    result = sample(logits, with_penalties(rows, [(5, 1)]), isa)  # 5: 2 / 4, 2: 1
     assert result.tokens.tolist() == [2]
     assert result.logprobs[0] == pytest.approx(-math.log(8), abs=1e-6)
     assert result.top_tokens[0, :4].tolist() == [0, 1, 2, -1]

@@ -4,16 +4,13 @@ What stays the same from step to step lies in arrays with a row for each running
 them, so that it costs the same few array operations for one request or for sixty.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from corral.engine.request import Request
-from corral.executors.batch import F32, I32, Batch, SamplingRows
-
-_U64 = np.uint64
-_EMPTY_I32, _EMPTY_F32, _EMPTY_U8 = np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.uint8)
+from corral.executors.batch import COLUMNS, I32, Batch, Bias, Penalties, SamplingRows
 
 
 @dataclass(slots=True)
@@ -31,10 +28,10 @@ class Rows:
 
     slots: list[int] = field(default_factory=list)
     where: list[int] = field(default_factory=list)  # the row's place among the batch's tokens
-    targets: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)  # tokens known before the one to sample
+    indexes: list[int] = field(default_factory=list)  # of the token that follows
     sampled: list[tuple[Request, int]] = field(default_factory=list)  # the first row of each
     scored: list[Scored] = field(default_factory=list)
+    looks: int = 0  # earlier tokens that all of the batch's look at
 
 
 class BatchArrays:
@@ -43,25 +40,26 @@ class BatchArrays:
     def __init__(self, max_sequences: int, groups: int, max_blocks: int):
         self._free = list(range(max_sequences - 1, -1, -1))
         self._tables = np.full((groups, max_sequences, max_blocks), -1, np.int32)
-        self._floats = np.zeros((6, max_sequences), np.float32)
-        self._integers = np.zeros((3, max_sequences), np.int32)  # top_k, logprobs, prompt_logprobs
-        self._seeds = np.zeros(max_sequences, _U64)
+        self._columns = np.zeros(max_sequences, COLUMNS)
 
     def enter(self, request: Request) -> None:
         """Give a request that starts to run its row."""
         slot = request.slot = self._free.pop()
         request.listed = 0
         p = request.params
-        self._floats[:, slot] = (
+        self._columns[slot] = (
             p.temperature,
+            max(p.top_k, 0),
             p.top_p,
             p.min_p,
             p.repetition_penalty,
             p.presence_penalty,
             p.frequency_penalty,
+            _or_none(p.logprobs),
+            -1,
+            0,
+            request.seed,
         )
-        self._integers[:, slot] = (max(p.top_k, 0), _or_none(p.logprobs), _or_none(p.prompt_logprobs))
-        self._seeds[slot] = request.seed
 
     def leave(self, request: Request) -> None:
         """Take the row back; harmless when there is none."""
@@ -104,6 +102,7 @@ class BatchArrays:
             starts.append(len(tokens))
             if request.replies and start + count >= len(sequence.tokens):
                 _add_sampled(rows, request, len(tokens) - 1 - len(sequence.drafts))
+        rows.looks = sum(positions)
         batch = Batch(
             tokens=np.array(tokens, np.int32),
             positions=np.array(positions, np.int32),
@@ -129,33 +128,13 @@ class BatchArrays:
         request.listed = min(request.listed, length)
 
     def _sampling(self, rows: Rows) -> SamplingRows:
-        slots = np.array(rows.slots, np.intp)
-        target = np.array(rows.targets, np.int32)
-        floats = self._floats.take(slots, axis=1)  # [6, R], rows contiguous
-        top_k, logprobs, prompt_logprobs = self._integers.take(slots, axis=1)
-        if rows.scored:
-            logprobs = np.where(target >= 0, prompt_logprobs, logprobs)
-        bias_starts, bias_ids, bias_values = _bias(rows)
-        starts, ids, counts = _penalties(rows)
-        return SamplingRows(
-            target=target,
-            temperature=floats[0],
-            top_k=top_k,
-            top_p=floats[1],
-            min_p=floats[2],
-            repetition=floats[3],
-            presence=floats[4],
-            frequency=floats[5],
-            seeds=_mix(self._seeds[slots], np.array(rows.lengths, _U64)),
-            logprobs=logprobs,
-            penalty_starts=starts,
-            penalty_ids=ids,
-            penalty_counts=counts,
-            penalty_repeats=np.ones(len(ids), np.uint8) if len(ids) else _EMPTY_U8,
-            bias_starts=bias_starts,
-            bias_ids=bias_ids,
-            bias_values=bias_values,
-        )
+        columns = self._columns.take(np.array(rows.slots, np.intp))
+        columns["index"] = rows.indexes
+        for scored in rows.scored:
+            request, span = scored.request, slice(scored.first, scored.first + scored.count)
+            columns["target"][span] = [request.prompt[index] for index in rows.indexes[span]]
+            columns["logprobs"][span] = request.params.prompt_logprobs
+        return SamplingRows(columns, _penalties(rows), _bias(rows))
 
 
 def _or_none(wanted: int | None) -> int:
@@ -169,8 +148,7 @@ def _add_scored(rows: Rows, request: Request, start: int, count: int, offset: in
         rows.scored.append(Scored(request, len(rows.slots), len(span)))
         rows.slots += [request.slot] * len(span)
         rows.where += range(span.start + offset, span.stop + offset)
-        rows.targets += request.prompt[span.start + 1 : span.stop + 1]
-        rows.lengths += [0] * len(span)
+        rows.indexes += range(span.start + 1, span.stop + 1)
 
 
 def _add_sampled(rows: Rows, request: Request, place: int) -> None:
@@ -178,51 +156,39 @@ def _add_sampled(rows: Rows, request: Request, place: int) -> None:
     rows.sampled.append((request, len(rows.slots)))
     rows.slots += [request.slot] * count
     rows.where += range(place, place + count)
-    rows.targets += [-1] * count
-    rows.lengths += range(known, known + count)
+    rows.indexes += range(known, known + count)
 
 
-def _mix(seeds: NDArray[np.uint64], index: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64 of a request's seed and a token's index: neighbouring indexes give unrelated draws."""
-    x: NDArray[np.uint64] = seeds + index * _U64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return x ^ (x >> _U64(31))
-
-
-def _bias(rows: Rows) -> tuple[I32, I32, F32]:
-    """Row starts, ids and values of what is added to logits."""
+def _bias(rows: Rows) -> Bias | None:
+    """What is added to logits."""
     parts = {
         row + ahead: request.bias_of(request.replied + ahead)
         for request, row in rows.sampled
         if request.biased
         for ahead in range(1 + len(request.sequence.drafts))
     }
-    starts = _starts({row: len(ids) for row, (ids, _) in parts.items()}, len(rows.slots))
     if not parts:
-        return starts, _EMPTY_I32, _EMPTY_F32
+        return None
     ids, values = zip(*parts.values(), strict=True)
-    return starts, np.concatenate(ids), np.concatenate(values)
+    return Bias(_starts(parts, ids, len(rows.slots)), np.concatenate(ids), np.concatenate(values))
 
 
-def _penalties(rows: Rows) -> tuple[I32, I32, I32]:
-    """Row starts, ids and counts of what penalties look at."""
+def _penalties(rows: Rows) -> Penalties | None:
+    """What penalties look at."""
     parts: dict[int, tuple[I32, I32]] = {}
     for request, row in rows.sampled:
         if request.penalties:
             parts[row] = request.penalties.ids, request.penalties.counts
             if request.sequence.drafts:
                 parts |= enumerate(request.penalties.after(request.sequence.drafts), row + 1)
-    starts = _starts({row: len(ids) for row, (ids, _) in parts.items()}, len(rows.slots))
     if not parts:
-        return starts, _EMPTY_I32, _EMPTY_I32
+        return None
     ids, counts = zip(*parts.values(), strict=True)
-    return starts, np.concatenate(ids), np.concatenate(counts)
+    return Penalties(_starts(parts, ids, len(rows.slots)), np.concatenate(ids), np.concatenate(counts))
 
 
-def _starts(sizes: dict[int, int], rows: int) -> I32:
+def _starts(which: Iterable[int], lists: Sequence[I32], rows: int) -> I32:
+    """Where the lists of each of so many rows begin, when these rows have these lists and the others none."""
     starts = np.zeros(rows + 1, np.int32)
-    if sizes:
-        starts[[row + 1 for row in sizes]] = list(sizes.values())
-        np.cumsum(starts, out=starts)
-    return starts
+    starts[[row + 1 for row in which]] = [len(ids) for ids in lists]
+    return starts.cumsum(dtype=np.int32)

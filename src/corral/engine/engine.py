@@ -115,8 +115,7 @@ class Engine:
         except ValueError as error:
             return outputs + [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
         computed = self._spend("executor", begun)
-        looks = int(batch.positions.sum())
-        self._pace.learn(len(batch.tokens), len(batch.rows), looks, computed - begun)
+        self._pace.learn(len(batch.tokens), len(batch.rows), rows.looks, computed - begun)
         outputs += self._finish_step(plan, rows, result)
         self._spend("finish", computed)
         return outputs

@@ -14,33 +14,52 @@ I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRows:
-    """How to treat each logit row. Neutral values as in types.SamplingParams.
+# How to treat a logit row: native/sampling.h has the same struct. Neutral values as in types.SamplingParams.
+COLUMNS = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_k", np.int32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition", np.float32),
+        ("presence", np.float32),
+        ("frequency", np.float32),
+        ("logprobs", np.int32),  # -1 = none wanted, else how many alternatives (0..20)
+        ("target", np.int32),  # -1 = sample; else the row is not sampled, but this token's log-prob reported
+        ("index", np.int32),  # of the token to sample in its sequence: a draw depends on it and the seed
+        ("seed", np.uint64),
+    ]
+)
 
-    A row with target >= 0 is not sampled: its log-prob is reported for that token (prompt scoring).
-    `seeds` already mix the request's seed with the token's index, so a row's draw depends on nothing else.
-    Penalties: entries penalty_starts[r]:penalty_starts[r + 1] hold distinct token ids, how often each occurs
-    among the tokens that presence and frequency look at, and whether repetition looks at it.
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Entries starts[r]:starts[r + 1] are the distinct tokens that row r's penalties look at.
+
+    Repetition looks at all of them, presence and frequency at those whose count is not 0.
     """
 
-    target: I32  # [R], -1 = sample
-    temperature: F32  # [R]
-    top_k: I32  # [R]
-    top_p: F32  # [R]
-    min_p: F32  # [R]
-    repetition: F32  # [R]
-    presence: F32  # [R]
-    frequency: F32  # [R]
-    seeds: NDArray[np.uint64]  # [R]
-    logprobs: I32  # [R], -1 = none wanted, else how many alternatives (0..20)
-    penalty_starts: I32  # [R + 1]
-    penalty_ids: I32
-    penalty_counts: I32
-    penalty_repeats: NDArray[np.uint8]
-    bias_starts: I32  # [R + 1]
-    bias_ids: I32  # added to logits before everything else; -inf bans a token
-    bias_values: F32
+    starts: I32  # [R + 1]
+    ids: I32
+    counts: I32
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """Entries starts[r]:starts[r + 1] are added to row r's logits first of all; -inf bans a token."""
+
+    starts: I32  # [R + 1]
+    ids: I32
+    values: F32
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """How to treat each logit row; None where no row has any."""
+
+    columns: NDArray[np.void]  # [R] of COLUMNS
+    penalties: Penalties | None = None
+    bias: Bias | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from corral.models.program import (
     RopeStyle,
     Select,
 )
+from corral.types import MAX_TOP_LOGPROBS
 from corral.weights.qtensor import Groups, QTensor
 
 NONE = -1  # a weight that an op does without
@@ -65,7 +66,15 @@ class NativeExecutor:
 
     def step(self, batch: Batch) -> StepResult:
         """Run one step without the GIL; ValueError if the batch does not fit."""
-        return StepResult(*self._open().step(batch))
+        rows = len(batch.rows)
+        result = StepResult(
+            tokens=np.empty(rows, np.int32),
+            logprobs=np.empty(rows, np.float32),
+            top_tokens=np.empty((rows, MAX_TOP_LOGPROBS), np.int32),
+            top_logprobs=np.empty((rows, MAX_TOP_LOGPROBS), np.float32),
+        )
+        self._open().step(batch, result)
+        return result
 
     def buffer(self, index: int) -> NDArray[Any]:
         """A copy of a buffer's rows as the last step left them."""

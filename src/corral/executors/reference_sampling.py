@@ -12,15 +12,16 @@ from corral.types import MAX_TOP_LOGPROBS
 
 FAILED = -1  # the token of a row whose logits are not numbers, or all banned
 MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
 
 F64 = NDArray[np.float64]
 
 
 def sample(logits: F32, rows: SamplingRows) -> StepResult:
     """Sample, or score, every row of logits [R, vocabulary]."""
-    count = len(logits)
+    count, target, logprobs = len(logits), rows.columns["target"], rows.columns["logprobs"]
     result = StepResult(
-        tokens=rows.target.copy(),
+        tokens=target.copy(),
         logprobs=np.zeros(count, np.float32),
         top_tokens=np.full((count, MAX_TOP_LOGPROBS), -1, np.int32),
         top_logprobs=np.zeros((count, MAX_TOP_LOGPROBS), np.float32),
@@ -29,10 +30,10 @@ def sample(logits: F32, rows: SamplingRows) -> StepResult:
         if not np.isfinite(raw.max()):
             result.tokens[r] = FAILED
             continue
-        if rows.target[r] < 0:
+        if target[r] < 0:
             result.tokens[r] = _choose(_adjusted(raw, rows, r), rows, r)
-        if result.tokens[r] != FAILED and (rows.target[r] >= 0 or rows.logprobs[r] >= 0):
-            _report(raw, int(rows.logprobs[r]), r, result)
+        if result.tokens[r] != FAILED and (target[r] >= 0 or logprobs[r] >= 0):
+            _report(raw, int(logprobs[r]), r, result)
     return result
 
 
@@ -49,16 +50,15 @@ def _report(raw: F32, alternatives: int, r: int, result: StepResult) -> None:
 def _adjusted(raw: F32, rows: SamplingRows, r: int) -> F32:
     """Logits with the bias and the penalties that this row asks for."""
     logits = raw.copy()
-    bias = slice(rows.bias_starts[r], rows.bias_starts[r + 1])
-    logits[rows.bias_ids[bias]] += rows.bias_values[bias]
-    seen = slice(rows.penalty_starts[r], rows.penalty_starts[r + 1])
-    ids, counts = rows.penalty_ids[seen], rows.penalty_counts[seen]
-    repeated = ids[rows.penalty_repeats[seen] != 0]
-    repetition = rows.repetition[r]
-    logits[repeated] = np.where(
-        logits[repeated] > 0, logits[repeated] / repetition, logits[repeated] * repetition
-    )
-    logits[ids] -= rows.frequency[r] * counts + rows.presence[r] * (counts > 0)
+    if rows.bias:
+        bias = slice(rows.bias.starts[r], rows.bias.starts[r + 1])
+        logits[rows.bias.ids[bias]] += rows.bias.values[bias]
+    if rows.penalties:
+        seen = slice(rows.penalties.starts[r], rows.penalties.starts[r + 1])
+        ids, counts, row = rows.penalties.ids[seen], rows.penalties.counts[seen], rows.columns[r]
+        repetition = row["repetition"]
+        logits[ids] = np.where(logits[ids] > 0, logits[ids] / repetition, logits[ids] * repetition)
+        logits[ids] -= row["frequency"] * counts + row["presence"] * (counts > 0)
     return logits
 
 
@@ -66,20 +66,21 @@ def _choose(logits: F32, rows: SamplingRows, r: int) -> int:
     """The next token: greedy, or drawn from what the filters leave."""
     if not np.isfinite(logits.max()):
         return FAILED
-    temperature = float(rows.temperature[r])
+    row = rows.columns[r]
+    temperature = float(row["temperature"])
     if temperature == 0:
         return int(logits.argmax())
     with np.errstate(over="ignore"):
         weights = np.exp((logits - logits.max()).astype(np.float64) / temperature)
-    kept = np.flatnonzero(weights >= max(float(rows.min_p[r]), np.finfo(np.float64).tiny))
-    top_k, top_p = int(rows.top_k[r]), float(rows.top_p[r])
+    kept = np.flatnonzero(weights >= max(float(row["min_p"]), np.finfo(np.float64).tiny))
+    top_k, top_p = int(row["top_k"]), float(row["top_p"])
     if top_k > 0 or top_p < 1:
         kept = _likeliest_first(logits, kept)
     if top_k > 0:
         kept = kept[:top_k]
     if top_p < 1:
         kept = kept[: _nucleus(weights[kept], top_p)]
-    return int(kept[_draw(weights[kept], int(rows.seeds[r]))])
+    return int(kept[_draw(weights[kept], mix(int(row["seed"]), int(row["index"])))])
 
 
 def _likeliest_first(logits: F32, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -97,11 +98,19 @@ def _draw(weights: F64, seed: int) -> int:
     return min(int(np.searchsorted(sums, uniform(seed) * sums[-1], side="right")), len(weights) - 1)
 
 
+def mix(seed: int, index: int) -> int:
+    """SplitMix64 of a request's seed and a token's index: neighbouring indexes give unrelated draws."""
+    return _scramble((seed + index * _GOLDEN) & MASK64)
+
+
 def uniform(seed: int) -> float:
     """A number in [0, 1) that depends on the seed alone: two rounds of splitmix64, the upper 53 bits."""
     for _ in range(2):
-        seed = (seed + 0x9E3779B97F4A7C15) & MASK64
-        seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & MASK64
-        seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & MASK64
-        seed ^= seed >> 31
+        seed = _scramble((seed + _GOLDEN) & MASK64)
     return (seed >> 11) * 2.0**-53
+
+
+def _scramble(x: int) -> int:
+    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & MASK64
+    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & MASK64
+    return x ^ x >> 31
