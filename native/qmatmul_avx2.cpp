@@ -157,26 +157,28 @@ inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, in
   }
 }
 
-// Blocks [begin, begin + blocks) of a panel, whose codes lie in it at `packed`, times n rows; sums of earlier blocks lie in strip[n][column...].
+// Blocks [begin, begin + blocks) of a panel, whose codes lie in it at `packed`, times n rows; sums of earlier blocks lie
+// in strip.rows[n][column...].
 template <Codes C, Grouping G, Source S>
 void multiply_tiles(const std::byte* codes, const std::byte* packed, const ScaleSegment& scales, int begin, int blocks,
-                    const ActivationRows& x, int n_rows, StripRow* strip, int column) {
+                    const ActivationRows& x, int n_rows, const Strip& strip, int column) {
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m256 acc[T];
     for (int t = 0; t < T; ++t) {
       rows[t] = x.row(first + t) + begin;
-      acc[t] = begin > 0 ? _mm256_load_ps(strip[first + t] + column) : _mm256_setzero_ps();
+      acc[t] = begin > 0 ? _mm256_load_ps(strip.rows[first + t] + column) : _mm256_setzero_ps();
+      strip.fetch(first + t, column);
     }
     const Ahead ahead = Ahead::share<kCodeBytes<C>>(packed + kAhead, blocks, first, T, n_rows);
     multiply_tile<C, S, G, T>(codes, scales, blocks, rows, ahead, acc);
-    for (int t = 0; t < T; ++t) _mm256_store_ps(strip[first + t] + column, acc[t]);
+    for (int t = 0; t < T; ++t) _mm256_store_ps(strip.rows[first + t] + column, acc[t]);
   });
 }
 
 template <Codes C, Grouping G>
 void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
-                      const ActivationRows& x, int n_rows, StripRow* strip, int column) {
+                      const ActivationRows& x, int n_rows, const Strip& strip, int column) {
   if constexpr (C != Codes::S8) {
     if (n_rows > 2 * kMostRows) {
       PlainBlock plain[kSegmentBlocks];
@@ -189,7 +191,7 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
 }
 
 using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int, const ActivationRows&, int,
-                                 StripRow*, int);
+                                 const Strip&, int);
 
 // By Grouping.
 template <Codes C>
@@ -209,7 +211,7 @@ MultiplySegment choose(const Matrix& matrix) {
 }
 
 void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows, int panel,
-                    StripRow* strip, int column) {
+                    const Strip& strip, int column) {
   ScaleSegment scales;
   for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
     const int end = std::min(begin + kSegmentBlocks, matrix.blocks());
@@ -223,7 +225,7 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
                    float* out, size_t ld_out) {
   const MultiplySegment multiply = choose(matrix);
   for_strips(matrix, n_rows, panel_begin, panel_end, out, ld_out,
-             [&](int row, int n, int first, int end, StripRow* strip) {
+             [&](int row, int n, int first, int end, const Strip& strip) {
                const ActivationRows rows = x.from(row);
                for (int panel = first; panel < end; ++panel) {
                  multiply_panel(matrix, multiply, rows, n, panel, strip, (panel - first) * kPanelRows);

@@ -153,26 +153,27 @@ inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* c
   }
 }
 
-// Blocks [begin, begin + blocks) of a pair times n rows; sums of earlier blocks lie in strip[n][column...].
+// Blocks [begin, begin + blocks) of a pair times n rows; sums of earlier blocks lie in strip.rows[n][column...].
 template <Codes C, class Scaling>
-void multiply_segment(const Pair& pair, int begin, int blocks, const ActivationRows& x, int n_rows, StripRow* strip,
+void multiply_segment(const Pair& pair, int begin, int blocks, const ActivationRows& x, int n_rows, const Strip& strip,
                       int column) {
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m512 acc[T];
     for (int t = 0; t < T; ++t) {
       rows[t] = x.row(first + t) + begin;
-      acc[t] = begin > 0 ? _mm512_load_ps(strip[first + t] + column) : _mm512_setzero_ps();
+      acc[t] = begin > 0 ? _mm512_load_ps(strip.rows[first + t] + column) : _mm512_setzero_ps();
+      strip.fetch(first + t, column);
     }
     const auto ahead = [&](int half) {
       return Ahead::share<kCodeBytes<C>>(pair.codes[half] + pair.ahead, blocks, first, T, n_rows);
     };
     multiply_tile<C, Scaling, T>(pair, blocks, rows, ahead(0), ahead(1), acc);
-    for (int t = 0; t < T; ++t) _mm512_store_ps(strip[first + t] + column, acc[t]);
+    for (int t = 0; t < T; ++t) _mm512_store_ps(strip.rows[first + t] + column, acc[t]);
   });
 }
 
-using MultiplySegment = void (*)(const Pair&, int, int, const ActivationRows&, int, StripRow*, int);
+using MultiplySegment = void (*)(const Pair&, int, int, const ActivationRows&, int, const Strip&, int);
 
 template <Codes C>
 constexpr MultiplySegment multiply_for(Grouping grouping) {
@@ -196,7 +197,7 @@ MultiplySegment choose(const Matrix& matrix) {
 
 // A last panel without a neighbour stands for its own: its second result is not stored.
 void multiply_pair(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows,
-                   const int (&panels)[2], StripRow* strip, int column) {
+                   const int (&panels)[2], const Strip& strip, int column) {
   ScaleSegment scales[2];
   Pair pair{.codes = {}, .scales = {}, .ahead = ahead_of(matrix)};
   for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
@@ -214,7 +215,7 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
                    float* out, size_t ld_out) {
   const MultiplySegment multiply = choose(matrix);
   for_strips(matrix, n_rows, panel_begin, panel_end, out, ld_out,
-             [&](int row, int n, int first, int end, StripRow* strip) {
+             [&](int row, int n, int first, int end, const Strip& strip) {
                const ActivationRows rows = x.from(row);
                for (int panel = first; panel < end; panel += 2) {
                  const int panels[2] = {panel, std::min(panel + 1, end - 1)};

@@ -99,16 +99,17 @@ inline float32x4_t add_block(const int8x16_t w[8], const BlockScales& by, int ro
 }
 
 // Blocks [begin, begin + blocks) of 4 rows of a panel, from `row` on, times n rows; sums of earlier blocks lie in
-// strip[n][column...].
+// strip.rows[n][column...].
 template <Codes C, Grouping G>
 void multiply_half(const std::byte* codes, const ScaleSegment& scales, int row, int begin, int blocks,
-                   const ActivationRows& x, int n_rows, StripRow* strip, int column) {
+                   const ActivationRows& x, int n_rows, const Strip& strip, int column) {
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     float32x4_t acc[T];
     for (int t = 0; t < T; ++t) {
       rows[t] = x.row(first + t) + begin;
-      acc[t] = begin > 0 ? vld1q_f32(strip[first + t] + column) : vdupq_n_f32(0);
+      acc[t] = begin > 0 ? vld1q_f32(strip.rows[first + t] + column) : vdupq_n_f32(0);
+      strip.fetch(first + t, column);
     }
     for (int block = 0; block < blocks; ++block) {
       int8x16_t w[8];
@@ -116,13 +117,13 @@ void multiply_half(const std::byte* codes, const ScaleSegment& scales, int row, 
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) acc[t] = add_block<G>(w, scales.block[block], row, rows[t][block], acc[t]);
     }
-    for (int t = 0; t < T; ++t) vst1q_f32(strip[first + t] + column, acc[t]);
+    for (int t = 0; t < T; ++t) vst1q_f32(strip.rows[first + t] + column, acc[t]);
   });
 }
 
 template <Codes C, Grouping G>
 void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
-                      const ActivationRows& x, int n_rows, StripRow* strip, int column) {
+                      const ActivationRows& x, int n_rows, const Strip& strip, int column) {
   const auto multiply = [&]<Codes As>(const std::byte* from, std::integral_constant<Codes, As>) {
     for (int row = 0; row < kPanelRows; row += kHalf) {
       multiply_half<As, G>(from + 4 * row, scales, row, begin, blocks, x, n_rows, strip, column + row);
@@ -141,7 +142,7 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
 }
 
 using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int, const ActivationRows&, int,
-                                 StripRow*, int);
+                                 const Strip&, int);
 
 template <Codes C>
 MultiplySegment choose_grouping(Grouping grouping) {
@@ -163,7 +164,7 @@ MultiplySegment choose(const Matrix& matrix) {
 }
 
 void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows, int panel,
-                    StripRow* strip, int column) {
+                    const Strip& strip, int column) {
   ScaleSegment scales;
   for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
     const int end = std::min(begin + kSegmentBlocks, matrix.blocks());
@@ -177,7 +178,7 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
                    float* out, size_t ld_out) {
   const MultiplySegment multiply = choose(matrix);
   for_strips(matrix, n_rows, panel_begin, panel_end, out, ld_out,
-             [&](int row, int n, int first, int end, StripRow* strip) {
+             [&](int row, int n, int first, int end, const Strip& strip) {
                const ActivationRows rows = x.from(row);
                for (int panel = first; panel < end; ++panel) {
                  multiply_panel(matrix, multiply, rows, n, panel, strip, (panel - first) * kPanelRows);
