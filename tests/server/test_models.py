@@ -13,7 +13,6 @@ import gguf_files
 from corral.config import Settings
 from corral.errors import PullFailed
 from corral.server.details import human_count, parameters_text
-from corral.server.dialects import ollama_models
 from corral.store.progress import Progress
 from fake_engine import FakePool, FakeStore
 
@@ -130,7 +129,7 @@ def test_pull_streams_statuses_in_order(
         asked.append(name)
         yield from STEPS
 
-    monkeypatch.setattr(ollama_models, "pull", pull)
+    monkeypatch.setattr("corral.store.pull.pull", pull)
     steps = list(client.pull("smollm2:135m", stream=True))
     assert [step.status for step in steps] == [step.status for step in STEPS]
     assert (steps[1].total, steps[1].completed, steps[1].digest) == (100, 0, "sha256:01")
@@ -147,7 +146,7 @@ def test_pull_error_is_a_status_at_first_and_a_line_later(
             yield STEPS[0]
         raise PullFailed("no source could deliver")
 
-    monkeypatch.setattr(ollama_models, "pull", pull)
+    monkeypatch.setattr("corral.store.pull.pull", pull)
     assert server.request("POST", "/api/pull", {"model": "soon"}) == (
         500,
         {"error": "no source could deliver"},
@@ -166,7 +165,7 @@ def test_client_that_leaves_ends_its_pull(server: LiveServer, monkeypatch: pytes
         finally:
             closed.set()
 
-    monkeypatch.setattr(ollama_models, "pull", pull)
+    monkeypatch.setattr("corral.store.pull.pull", pull)
     body = b'{"model":"x"}'
     connection = server.send(
         b"POST /api/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n\r\n" + body

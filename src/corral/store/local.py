@@ -1,7 +1,6 @@
 """The models on this machine: manifests and content-addressed blobs, laid out as Ollama does."""
 
 import builtins
-import difflib
 import hashlib
 import json
 import logging
@@ -16,7 +15,6 @@ from typing import Any
 
 from corral.errors import CorralError, CorruptModel, InvalidName, ModelNotFound, UnsupportedModel
 from corral.store import manifest as media
-from corral.store.catalogue import find_entry, load_catalogue
 from corral.store.durable import CHUNK, TEMPORARY, DurableFile, disk_errors, sync_folder, write_file
 from corral.store.lock import FileLock
 from corral.store.manifest import Layer, Manifest, digest_hex
@@ -129,6 +127,8 @@ class Store:
 
     def not_found(self, name: ModelName) -> ModelNotFound:
         """The error for a name that is not here, with the nearest one that is or could be."""
+        from corral.store.catalogue import find_entry, load_catalogue  # here: seldom needed
+
         if find_entry(name):
             return ModelNotFound(name.display, remedy=f"; fetch it with `corral pull {name}`")
         stored = builtins.list(self.names())
@@ -352,6 +352,7 @@ def hash_file(path: Path) -> str:
 
 def nearest_name(name: ModelName, candidates: builtins.list[ModelName]) -> ModelName | None:
     """The candidate that `name` was probably meant to be: the model's own name counts before its tag."""
+    import difflib  # here: seldom needed
 
     def nearness(other: ModelName) -> tuple[float, float]:
         pairs = ((_untagged(name), _untagged(other)), (name.tag.lower(), other.tag.lower()))

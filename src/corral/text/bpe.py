@@ -8,7 +8,8 @@ from tokenizers import models, pre_tokenizers
 
 from corral.errors import CorruptModel, UnsupportedModel
 from corral.text.pretokenizers import PRETOKENIZERS, Pretokenizer
-from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_strings
+from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_texts
+from corral.weights.cursor import decode_all
 
 __all__ = ["ByteLevelBPE"]
 
@@ -28,7 +29,7 @@ class ByteLevelBPE:
 
     add_space_prefix = False
 
-    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, tokens: list[str]):
+    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, texts: list[bytes]):
         kind = metadata.get(PREFIX + "pre", "default")
         words = PRETOKENIZERS.get(kind) if isinstance(kind, str) else None
         if words is None:
@@ -37,7 +38,7 @@ class ByteLevelBPE:
             )
         self.add_bos = words.add_bos
         self._vocabulary = vocabulary
-        self._encoder = _build(metadata, tokens, words)
+        self._encoder = _build(metadata, decode_all(texts), words)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text without special tokens. Releases the interpreter's lock."""
@@ -57,9 +58,9 @@ class ByteLevelBPE:
 
 
 def _build(metadata: Mapping[str, Any], tokens: list[str], words: Pretokenizer) -> tokenizers.Tokenizer:
-    # A pair that is listed twice keeps its first rank, as in llama.cpp. The first character may be a space.
-    merges = [_split_merge(line) for line in dict.fromkeys(read_strings(metadata, "merges"))]
-    vocab = {text: token for token, text in enumerate(tokens)}
+    # A pair that is listed twice keeps its first rank, as in llama.cpp.
+    merges = _split_merges(decode_all([*dict.fromkeys(read_texts(metadata, "merges"))]))
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     try:
         model = models.BPE(vocab=vocab, merges=merges, ignore_merges=words.ignore_merges)
     except Exception as error:  # the library has no error class of its own
@@ -71,7 +72,13 @@ def _build(metadata: Mapping[str, Any], tokens: list[str], words: Pretokenizer) 
     return encoder
 
 
+def _split_merges(lines: list[str]) -> list[tuple[str, str]]:
+    pairs = [(left, right) for left, _, right in [line.partition(" ") for line in lines]]
+    return pairs if all(map(all, pairs)) else [_split_merge(line) for line in lines]
+
+
 def _split_merge(line: str) -> tuple[str, str]:
+    """One pair, the first character of which may be a space."""
     cut = line.find(" ", 1)
     if cut < 0 or cut == len(line) - 1:
         raise CorruptModel(f"{PREFIX}merges has an entry that is not a pair: {line!r}")

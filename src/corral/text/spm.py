@@ -7,10 +7,10 @@ TrainerSpec: model_type 3 (2 = BPE), byte_fallback 35. NormalizerSpec: name 1, a
 remove_extra_whitespaces 4, escape_whitespaces 5. Its piece types are GGUF's token types.
 """
 
-import operator
 import struct
 from array import array
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import sentencepiece
@@ -32,14 +32,16 @@ class SentencePieceBPE:
 
     add_bos = True
 
-    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, _: list[str]):
+    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, texts: list[bytes]):
         self.add_space_prefix = read_flag(metadata, "add_space_prefix", True)
         self._vocabulary = vocabulary
-        scores = [0.0] * len(vocabulary)
+        scores = array("f", bytes(4 * len(vocabulary)))
         if PREFIX + "scores" in metadata:
             scores = read_scores(metadata, len(vocabulary))
         try:
-            self._encoder = sentencepiece.SentencePieceProcessor(model_proto=_serialise(vocabulary, scores))
+            self._encoder = sentencepiece.SentencePieceProcessor(
+                model_proto=_serialise(vocabulary, texts, scores)
+            )
         except RuntimeError as error:
             raise CorruptModel(f"the model's vocabulary is not usable: {error}") from None
 
@@ -56,7 +58,7 @@ class SentencePieceBPE:
         return raw.replace(SPACE, b" ") if kind in (TokenType.NORMAL, TokenType.UNUSED) else raw
 
 
-def _serialise(vocabulary: Vocabulary, scores: list[float]) -> bytes:
+def _serialise(vocabulary: Vocabulary, texts: list[bytes], scores: "array[float]") -> bytes:
     """The vocabulary as a ModelProto."""
     others = bytes(kind if kind in MERGED else TokenType.CONTROL for kind in range(256))
     types = bytearray(vocabulary.types.translate(others))
@@ -72,26 +74,24 @@ def _serialise(vocabulary: Vocabulary, scores: list[float]) -> bytes:
     if unknown < 0:
         raise CorruptModel("the model's vocabulary has no token for unknown text")
     types[unknown] = TokenType.UNKNOWN
-    out = bytearray(_pieces(vocabulary, types, scores))
+    out = bytearray(_pieces(texts, types, scores))
     out += _field(2, bytes((3 << 3, BPE)) + _varint(35 << 3) + bytes((fallback,)))
     out += _field(3, _field(1, b"identity") + bytes((3 << 3, 0, 4 << 3, 0, 5 << 3, 1)))
     return bytes(out)
 
 
-def _pieces(vocabulary: Vocabulary, types: bytearray, scores: list[float]) -> bytes:
+def _pieces(texts: list[bytes], types: bytearray, scores: "array[float]") -> bytes:
     """All SentencePiece fields. Every step goes over all tokens at once: there are a quarter of a million."""
-    count, texts, ends = len(vocabulary), vocabulary.texts, vocabulary.ends
-    starts = array("I", [0, *ends[:-1]])
-    lengths = array("I", map(operator.sub, ends, starts))
+    count, lengths = len(texts), [*map(len, texts)]
     heads = {n: b"\x0a" + _varint(n + len(_varint(n)) + 8) + b"\x0a" + _varint(n) for n in set(lengths)}
-    packed = struct.pack(f"<{count}f", *scores)
+    packed = scores.tobytes()
     tails = bytearray(7 * count)  # a score of four bytes and a type, each behind its field's number
     tails[0::7], tails[5::7], tails[6::7] = b"\x15" * count, b"\x18" * count, types
     for i in range(4):
         tails[1 + i :: 7] = packed[i::4]
-    names = map(texts.__getitem__, map(slice, starts, ends))
-    parts = zip(map(heads.__getitem__, lengths), names, struct.iter_unpack("7s", tails), strict=True)
-    return b"".join([part for head, name, (tail,) in parts for part in (head, name, tail)])
+    ends = chain.from_iterable(struct.iter_unpack("7s", tails))
+    parts = zip(map(heads.__getitem__, lengths), texts, ends, strict=True)
+    return b"".join(chain.from_iterable(parts))
 
 
 def _varint(number: int) -> bytes:

@@ -1,5 +1,6 @@
 """Text to token ids and back, from a GGUF file's metadata."""
 
+import functools
 import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -34,10 +35,16 @@ class Tokenizer:
         self._vocabulary, self._scheme = vocabulary, scheme
         self._pieces: dict[int, bytes] = {}
         self._special = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
-        plain = vocabulary.of_type(TokenType.USER_DEFINED)
+        self._plain = vocabulary.of_type(TokenType.USER_DEFINED)
         self._eats_space = _space_eaters(metadata, vocabulary, self._special)
-        self._plain_finder = self.finder(plain)
-        self._special_finder = self.finder(sorted(plain + self._special))
+
+    @functools.cached_property
+    def _plain_finder(self) -> AddedTokens:
+        return self.finder(self._plain)
+
+    @functools.cached_property
+    def _special_finder(self) -> AddedTokens:
+        return self.finder(sorted(self._plain + self._special))
 
     def encode(self, text: str, *, special: bool, add_bos: bool) -> list[int]:
         """The text's token ids.
@@ -140,9 +147,9 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     location = SCHEMES.get(kind) if isinstance(kind, str) else None
     if location is None:
         raise UnsupportedModel(f"tokeniser '{kind}' is not supported; supported are {', '.join(SCHEMES)}")
-    vocabulary, tokens = read_vocabulary(metadata)
+    vocabulary, texts = read_vocabulary(metadata)
     module, name = location.split(":")  # imported when wanted: each brings a library of its own
-    scheme: Scheme = getattr(importlib.import_module(module), name)(metadata, vocabulary, tokens)
+    scheme: Scheme = getattr(importlib.import_module(module), name)(metadata, vocabulary, texts)
     return Tokenizer(metadata, vocabulary, scheme)
 
 

@@ -9,8 +9,9 @@ from itertools import accumulate, compress
 from typing import Any
 
 from corral.errors import CorruptModel, UnsupportedModel
+from corral.weights.cursor import StringArray
 
-__all__ = ["TokenType", "Vocabulary", "read_flag", "read_scores", "read_strings", "read_vocabulary"]
+__all__ = ["TokenType", "Vocabulary", "read_flag", "read_scores", "read_texts", "read_vocabulary"]
 
 PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 1 << 21
@@ -44,6 +45,7 @@ FILE_TEXTS = frozenset(
         *("<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
     ]
 )
+KNOWN_ENDS = END_TEXTS | FILE_TEXTS | {"</s>"}
 # Where these occur together, <|end|> closes one message of a reply that goes on.
 SEVERAL_MESSAGES = ({"<|end|>", "<|return|>", "<|call|>"}, {"<|end|>", "<|calls|>", "<|flush|>"})
 END_KEYS = (
@@ -93,25 +95,25 @@ class Vocabulary:
         return [*compress(range(len(self)), self.types.translate(chosen))]
 
 
-def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[str]]:
-    """The checked vocabulary, and its texts as strings for those who build a tokeniser from them."""
-    tokens = _read_tokens(metadata)
+def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[bytes]]:
+    """The checked vocabulary, and its texts one by one for those who build a tokeniser from them."""
+    tokens, distinct = _read_tokens(metadata)
     types = _read_types(metadata, len(tokens))
     ids = {key: _read_id(metadata, key, len(tokens)) for key in (*END_KEYS, *NAMED_KEYS.values())}
     if metadata[PREFIX + "model"] == "llama":
         for key, default in {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}.items():
             ids[key] = default if ids[key] is None and default < len(tokens) else ids[key]
-    ends = _end_tokens(tokens, types, {ids[key] for key in END_KEYS})
-    encoded = _encode(tokens)
+    known = {text for text in KNOWN_ENDS if text.encode() in distinct}
+    found = {text: tokens.index(text.encode()) for text in known}
     vocabulary = Vocabulary(
-        texts=b"".join(encoded),
-        ends=array("I", accumulate(map(len, encoded))),
+        end_ids=_end_tokens(found, types, {ids[key] for key in END_KEYS}),  # which changes types
+        texts=b"".join(tokens),
+        ends=array("I", accumulate(map(len, tokens))),
         types=bytes(types),
         bos_id=ids["bos_token_id"],
         eos_id=ids["eos_token_id"],
         unknown_id=ids["unknown_token_id"],
-        end_ids=ends,
-        names={name: tokens[i] for name, key in NAMED_KEYS.items() if (i := ids[key]) is not None},
+        names={name: tokens[i].decode() for name, key in NAMED_KEYS.items() if (i := ids[key]) is not None},
     )
     return vocabulary, tokens
 
@@ -124,25 +126,33 @@ def read_flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
     return value
 
 
-def read_scores(metadata: Mapping[str, Any], count: int) -> list[float]:
+def read_scores(metadata: Mapping[str, Any], count: int) -> "array[float]":
     """A score for each token."""
-    scores = _read_list(metadata, "scores", count)
-    if not all(type(score) in (float, int) and math.isfinite(score) for score in scores):
+    try:
+        scores = array("f", _read_list(metadata, "scores", count))
+    except (TypeError, OverflowError):
+        scores = array("f", [math.nan])
+    if not math.isfinite(sum(scores)):
         raise CorruptModel(f"{PREFIX}scores has an entry that is not a finite number")
     return scores
 
 
-def read_strings(metadata: Mapping[str, Any], key: str) -> list[str]:
-    """A list of strings of the tokeniser's metadata."""
+def read_texts(metadata: Mapping[str, Any], key: str) -> list[bytes]:
+    """A list of strings of the tokeniser's metadata, as UTF-8."""
     value = metadata.get(PREFIX + key)
     if value is None:
         raise CorruptModel(f"the model has no {PREFIX}{key}")
+    if isinstance(value, StringArray):
+        return value.encoded()
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise CorruptModel(f"{PREFIX}{key} must be an array of strings")
     strings = list(value)
     if not all(type(text) is str for text in strings):
         raise CorruptModel(f"{PREFIX}{key} must be an array of strings")
-    return strings
+    try:
+        return [text.encode() for text in strings]
+    except UnicodeEncodeError as error:
+        raise CorruptModel(f"{PREFIX}{key} has an entry that is not Unicode text: {error}") from None
 
 
 def _read_list(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
@@ -151,27 +161,22 @@ def _read_list(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
         raise CorruptModel(f"{PREFIX}{key} must be an array")
     if len(value) != count:
         raise CorruptModel(f"{PREFIX}{key} has {len(value)} entries for {count} tokens")
-    return list(value)
+    return value.tolist() if isinstance(value, memoryview) else list(value)
 
 
-def _read_tokens(metadata: Mapping[str, Any]) -> list[str]:
-    tokens = read_strings(metadata, "tokens")
+def _read_tokens(metadata: Mapping[str, Any]) -> tuple[list[bytes], set[bytes]]:
+    """The tokens' texts, in order and as a set."""
+    tokens = read_texts(metadata, "tokens")
     if not tokens:
         raise CorruptModel("the model's vocabulary is empty")
     if len(tokens) > MAX_TOKENS:
         raise UnsupportedModel(f"the vocabulary has {len(tokens)} tokens; at most {MAX_TOKENS} are supported")
-    if "" in tokens:  # llama.cpp's name for them, so that ids keep their places
-        tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
-    if len(set(tokens)) != len(tokens):
+    if b"" in tokens:  # llama.cpp's name for them, so that ids keep their places
+        tokens = [text or b"[EMPTY_%d]" % i for i, text in enumerate(tokens)]
+    distinct = set(tokens)
+    if len(distinct) != len(tokens):
         raise CorruptModel(f"{PREFIX}tokens has the same token twice")
-    return tokens
-
-
-def _encode(tokens: list[str]) -> list[bytes]:
-    try:
-        return [text.encode() for text in tokens]
-    except UnicodeEncodeError as error:
-        raise CorruptModel(f"{PREFIX}tokens has a token that is not Unicode text: {error}") from None
+    return tokens, distinct
 
 
 def _read_types(metadata: Mapping[str, Any], count: int) -> bytearray:
@@ -181,7 +186,7 @@ def _read_types(metadata: Mapping[str, Any], count: int) -> bytearray:
         types = bytearray(_read_list(metadata, "token_type", count))
     except (TypeError, ValueError):
         types = bytearray([255])
-    if max(types) > max(TokenType):
+    if types.translate(None, bytes(TokenType)):
         raise CorruptModel(f"{PREFIX}token_type has an entry that is not a token type")
     return types
 
@@ -195,13 +200,11 @@ def _read_id(metadata: Mapping[str, Any], key: str, count: int) -> int | None:
     return value
 
 
-def _end_tokens(tokens: list[str], types: bytearray, declared: set[int | None]) -> frozenset[int]:
-    """Every token that ends a reply; those known by their text become control tokens in `types`.
+def _end_tokens(found: dict[str, int], types: bytearray, declared: set[int | None]) -> frozenset[int]:
+    """Every token that ends a reply; those `found` by their text become control tokens in `types`.
 
     "</s>" counts only as a control token: in Gemma's vocabulary it is HTML.
     """
-    known = END_TEXTS | FILE_TEXTS | {"</s>"}
-    found = {text: tokens.index(text) for text in known.intersection(tokens)}
     if "</s>" in found and types[found["</s>"]] != TokenType.CONTROL:
         del found["</s>"]
     for token in found.values():

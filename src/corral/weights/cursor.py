@@ -49,22 +49,32 @@ class StringArray(Sequence[str]):
 
     def tolist(self) -> list[str]:
         """All strings; much faster than one by one."""
-        if not self._ends:
-            return []
+        return decode_all(self.encoded())
+
+    def encoded(self) -> list[bytes]:
+        """All strings as UTF-8."""
         first = self._start
-        data = self._data[first : self._ends[-1]]
-        starts = [8, *(end - first + 8 for end in self._ends)]
-        ends = (end - first for end in self._ends)
+        data = self._data[first : self._ends[-1] if self._ends else first]
+        ends = [end - first for end in self._ends]
+        strings = [data[start + 8 : end] for start, end in zip([0, *ends], ends, strict=False)]
         try:
-            return [data[start:end].decode() for start, end in zip(starts, ends, strict=False)]
+            b"\0".join(strings).decode()
         except UnicodeDecodeError:
-            return [self[i] for i in range(len(self))]  # raises with the index
+            for i, raw in enumerate(strings):
+                self._text(raw, i)
+        return strings
 
     def _text(self, raw: bytes, index: int) -> str:
         try:
             return raw.decode()
         except UnicodeDecodeError:
             raise CorruptModel(f"element {index} of '{self._key}' is not UTF-8") from None
+
+
+def decode_all(strings: list[bytes]) -> list[str]:
+    """Many strings from their UTF-8, at once."""
+    decoded = b"\0".join(strings).decode().split("\0")
+    return decoded if len(decoded) == len(strings) else [raw.decode() for raw in strings]
 
 
 Value = int | float | bool | str | StringArray | memoryview

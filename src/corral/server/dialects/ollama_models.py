@@ -21,7 +21,6 @@ from corral.server.service import Service
 from corral.server.wire import decode, encode, present
 from corral.server.work import Outlet, Work, single, stream
 from corral.store.progress import Progress
-from corral.store.pull import pull
 
 # Clients compare this with the Ollama release that brought what they need: numbers and dots only.
 API_VERSION = "0.32.15"
@@ -80,6 +79,8 @@ class OllamaModels:
 
     async def pull(self, request: Request) -> Work:
         """POST /api/pull."""
+        from corral.store.pull import pull  # here: a server that starts need not wait for it
+
         wire = decode(await read_body(request), ModelRequest)
         steps = _pull(pull(self.service.store, _required(wire), inspect=config_fields))
         if wire.stream is not False:
