@@ -89,7 +89,7 @@ class Program {
   Profile profile_;
   BatchAttention attention_;
   std::vector<Region> regions_;
-  std::vector<std::string> kinds_;  // of the regions
+  std::vector<size_t> kinds_;  // of the regions, for the profile
   KVMemory kv_memory_;
   std::vector<FloatArray> buffers_;
   std::vector<FloatArray> angles_;  // of each rope table: [N][cosines, sines]

@@ -29,7 +29,8 @@ class Rows:
     slots: list[int] = field(default_factory=list)
     where: list[int] = field(default_factory=list)  # the row's place among the batch's tokens
     indexes: list[int] = field(default_factory=list)  # of the token that follows
-    sampled: list[tuple[Request, int]] = field(default_factory=list)  # the first row of each
+    sampled: list[Request] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)  # the first row of each of them
     scored: list[Scored] = field(default_factory=list)
     looks: int = 0  # earlier tokens that all of the batch's look at
 
@@ -79,12 +80,12 @@ class BatchArrays:
                 row, listed = rows[request.slot].tolist(), table[: request.listed]
                 assert row[dropped:] == listed[dropped:] + [-1] * (len(row) - len(listed)), "a table is stale"
 
-    def batch(self, chunks: list[tuple[Request, int]]) -> tuple[Batch, Rows]:
-        """The arrays for computing the next `count` tokens of each request."""
+    def batch(self, requests: list[Request], counts: list[int]) -> tuple[Batch, Rows]:
+        """The arrays for computing so many next tokens of each request."""
         tokens: list[int] = []
         positions: list[int] = []
         starts, slots, width, rows = [0], [], 0, Rows()
-        for request, count in chunks:
+        for request, count in zip(requests, counts, strict=True):
             sequence = request.sequence
             start = sequence.computed
             self._list_blocks(request)
@@ -153,7 +154,8 @@ def _add_scored(rows: Rows, request: Request, start: int, count: int, offset: in
 
 def _add_sampled(rows: Rows, request: Request, place: int) -> None:
     known, count = len(request.sequence.tokens), 1 + len(request.sequence.drafts)
-    rows.sampled.append((request, len(rows.slots)))
+    rows.sampled.append(request)
+    rows.firsts.append(len(rows.slots))
     rows.slots += [request.slot] * count
     rows.where += range(place, place + count)
     rows.indexes += range(known, known + count)
@@ -163,7 +165,7 @@ def _bias(rows: Rows) -> Bias | None:
     """What is added to logits."""
     parts = {
         row + ahead: request.bias_of(request.replied + ahead)
-        for request, row in rows.sampled
+        for request, row in zip(rows.sampled, rows.firsts, strict=True)
         if request.biased
         for ahead in range(1 + len(request.sequence.drafts))
     }
@@ -176,7 +178,7 @@ def _bias(rows: Rows) -> Bias | None:
 def _penalties(rows: Rows) -> Penalties | None:
     """What penalties look at."""
     parts: dict[int, tuple[I32, I32]] = {}
-    for request, row in rows.sampled:
+    for request, row in zip(rows.sampled, rows.firsts, strict=True):
         if request.penalties:
             parts[row] = request.penalties.ids, request.penalties.counts
             if request.sequence.drafts:

@@ -105,15 +105,15 @@ class Engine:
             self._arrays.leave(self._requests[sequence.id])
         if not plan.chunks:
             return outputs
-        chunks = [(self._start(sequence.id), count) for sequence, count in plan.chunks.items()]
+        requests = [self._start(sequence.id) for sequence in plan.chunks]
         begun = self._spend("schedule", begun)
-        batch, rows = self._arrays.batch(chunks)
+        batch, rows = self._arrays.batch(requests, list(plan.chunks.values()))
         self._steps += 1
         begun = self._spend("pack", begun)
         try:
             result = self.executor.step(batch)
         except ValueError as error:
-            return outputs + [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
+            return outputs + [self._fail(request, f"the step failed: {error}") for request in requests]
         computed = self._spend("executor", begun)
         self._pace.learn(len(batch.tokens), len(batch.rows), rows.looks, computed - begun)
         outputs += self._finish_step(plan, rows, result)
@@ -151,8 +151,8 @@ class Engine:
             if output:
                 outputs.append(output)
         now = time.monotonic_ns()
-        for request, row in rows.sampled:
-            if request.id in self._requests:  # its scores may just have failed it
+        for request, row in zip(rows.sampled, rows.firsts, strict=True):
+            if request.slot >= 0:  # its scores may just have failed it
                 outputs.append(self._take_tokens(request, tokens, row, result, now))
         return outputs
 
@@ -191,7 +191,7 @@ class Engine:
             logprobs = [_logprob(result, at, token, wanted) for at, token in enumerate(taken, row)]
         if finish:
             self._remove(request)
-        first = request.replied == len(taken)
+        first = request.first == now
         return Output(
             id=request.id,
             tokens=taken,

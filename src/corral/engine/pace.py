@@ -51,7 +51,10 @@ class Pace:
     def learn(self, tokens: int, rows: int, looks: int, seconds: float) -> None:
         """A step took so long that had so many tokens, logit rows and earlier tokens to look at."""
         self._steps += 1
-        size = self._sizes.setdefault((tokens.bit_length(), tokens == rows), _Size())
+        key = tokens.bit_length(), tokens == rows
+        size = self._sizes.get(key)
+        if size is None:
+            size = self._sizes[key] = _Size()
         self._stale |= tokens != rows or len(size.steps) < _KEPT or self._steps % _KEPT == 0
         size.steps.append((seconds / tokens, tokens, rows, looks))
         size.last = self._steps

@@ -17,28 +17,29 @@ class Request:
     """Everything that the engine keeps for one request."""
 
     def __init__(self, id: int, prompt: list[int], params: SamplingParams, limits: Limits):
+        # What every step looks at comes first, so that it lies together.
         self.id = id
-        self.prompt = prompt
-        self.params = params
         self.scoring = params.prompt_logprobs is not None
         self.replies = params.max_tokens != 0
         # The last prompt token is computed for the sake of the first reply token only.
         tokens = prompt.copy() if self.replies else prompt[:-1]
         self.sequence = Sequence(id, tokens, sharing=not self.scoring)
+        self.slot = -1  # row in the batch arrays while running
+        self.listed = 0  # entries of each block table already written to that row
         self.stops = frozenset(params.stop_token_ids)
         self.limit = _limit(len(prompt), params, limits)
-        self.seed = random.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
         self.penalties = PenaltyCounts(tokens, params.penalty_window) if wants_penalties(params) else None
-        self.drafts = Drafts(tokens) if self.replies else None
         self.biased = bool(params.logit_bias or params.min_tokens)
+        self.started = self.first = self.last = 0
+        self.params = params
+        self.prompt = prompt
+        self.seed = random.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
+        self.drafts = Drafts(tokens) if self.replies else None
         self.bias = _bias_arrays(dict(params.logit_bias))
         banned = dict.fromkeys(self.stops, -np.inf) if params.min_tokens else {}
         self.early_bias = _bias_arrays({**params.logit_bias, **banned}) if banned else self.bias
         self.scored: list[TokenLogprob | None] = [None] if self.scoring else []
-        self.slot = -1  # row in the batch arrays while running
-        self.listed = 0  # entries of each block table already written to that row
         self.arrived = time.monotonic_ns()
-        self.started = self.first = self.last = 0
 
     @property
     def replied(self) -> int:
