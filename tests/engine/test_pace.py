@@ -8,16 +8,18 @@ from corral.engine.pace import LEAST_READING, Costs, Pace
 from corral.engine.scheduler import Crowd
 
 machines = st.builds(
-    lambda token, fixed, row, look: Costs(token * fixed, token, token * row, token * look),
+    lambda token, *shares: Costs(shares[0] * token, token, *(share * token for share in shares[1:])),
     st.floats(1e-5, 1e-2),
     st.floats(0, 30),
     st.floats(0, 3),
     st.floats(0, 2e-3),
+    st.floats(0, 2e-3),
 )
 
 
-def true_seconds(machine, tokens, rows, looks):
-    return machine.fixed + machine.token * tokens + machine.row * rows + machine.look * looks
+def true_seconds(machine, tokens, rows, looks, fetched):
+    context = machine.look * looks + machine.fetch * fetched
+    return machine.fixed + machine.token * tokens + machine.row * rows + context
 
 
 def crowd(decoding, readers=1, place=0, context=300):
@@ -26,15 +28,16 @@ def crowd(decoding, readers=1, place=0, context=300):
 
 def beside(machine, crowd, reading):
     """Seconds of a step that decodes and reads."""
-    looks = crowd.held + reading * crowd.place
-    return true_seconds(machine, crowd.decoding + reading, crowd.decoding, looks)
+    looks, fetched = crowd.held + reading * crowd.place, crowd.held + (reading > 0) * crowd.place
+    return true_seconds(machine, crowd.decoding + reading, crowd.decoding, looks, fetched)
 
 
 def learnt(machine, noise=0.05, seed=0):
     """Twelve users read 300 tokens each and decode; every twentieth step is held up, the first one too."""
     pace, chance = Pace(), random.Random(seed)
-    steps = [(256, 1, 256 * 130)] * 3 + [(250 + n, 1 + n, (256 + 2 * n) * 150) for n in range(12)]
-    steps += [(n, n, n * 320) for n in (12, 8, 3, 1) * 10]
+    steps = [(256, 1, 256 * 130, 260)] * 3
+    steps += [(250 + n, 1 + n, (256 + 2 * n) * 150, 300 * (n + 1)) for n in range(12)]
+    steps += [(n, n, n * long, n * long) for long in (100, 300, 700) for n in (12, 8, 3, 1) * 4]
     for index, step in enumerate(steps):
         seconds = true_seconds(machine, *step) * chance.uniform(1 - noise, 1 + noise)
         pace.learn(*step, seconds * (5 if index % 20 == 0 else 1))
@@ -62,17 +65,16 @@ def test_one_newcomer_makes_a_step_less_than_three_times_as_long_up_to_its_end(m
         seconds = beside(machine, now, reading)
         if reading > LEAST_READING:
             assert seconds < 3 * beside(machine, now, 0)
-        pace.learn(decoding + reading, decoding, now.held + reading * place, seconds)
+        pace.learn(decoding + reading, decoding, now.held + reading * place, now.held + place, seconds)
         place += reading
 
 
 def test_each_newcomer_more_may_take_as_much_again():
-    pace = learnt(Costs(5e-3, 1e-3, 5e-4, 1e-8), noise=0)
+    pace = learnt(Costs(5e-3, 1e-3, 5e-4, 1e-8, 1e-8), noise=0)
     one = pace.reading(crowd(10))
     assert one > LEAST_READING
     assert pace.reading(crowd(10, readers=4)) == pytest.approx(4 * one, abs=4)
-    assert pace.reading(crowd(10), drafts=5) < one
-    assert pace.reading(crowd(10), drafts=1000) == LEAST_READING
+    assert pace.reading(crowd(10), drafts=5) > one  # a step that is longer anyway
 
 
 def test_nobody_decodes_nobody_is_slowed_down():
@@ -91,11 +93,32 @@ def test_drafts_pay_where_a_step_is_mostly_fixed_cost():
     assert learnt(Costs(1e-4, 3e-3, 2e-3, 0.0), noise=0).draft_chance(crowd(12)) > 1
 
 
+def test_a_draft_fetches_nothing_that_its_sequence_would_not():
+    """Long contexts that take their time to come from memory make drafts pay also among many."""
+    machine = Costs(2e-3, 8e-4, 3e-4, 6e-7, 6e-7)
+    pace, drafted = learnt(machine, noise=0), (40, 40, 40 * 600, 20 * 600)
+    step = 2e-3 + 20 * 1.1e-3 + 20 * 600 * 1.2e-6
+    assert pace.draft_chance(crowd(20, context=600)) < 1  # not known yet, so worth a try
+    for _ in range(5):
+        pace.learn(*drafted, true_seconds(machine, *drafted))
+    assert pace.draft_chance(crowd(20, context=600)) == pytest.approx(1.25 * 20 * 1.46e-3 / step, rel=0.05)
+
+
+def test_drafts_make_a_step_at_most_twice_as_long_for_others():
+    machine = Costs(2e-3, 8e-4, 3e-4, 6e-7, 6e-7)
+    pace, now = learnt(machine, noise=0), crowd(12)
+    drafts = pace.drafting(now)
+    rows, context = now.decoding + drafts, now.held / now.decoding
+    longer = true_seconds(machine, rows, rows, rows * context, now.held)
+    assert 1.7 * beside(machine, now, 0) < longer < 2.3 * beside(machine, now, 0)
+    assert pace.drafting(crowd(1)) is None
+
+
 def test_a_cost_that_changes_is_followed():
     """Hours of one user, then a machine half as fast: the old costs must not have set hard."""
     pace = learnt(Costs(5e-3, 1e-3, 5e-4, 0.0))
     for _ in range(5000):
-        pace.learn(1, 1, 300, 6.5e-3)
+        pace.learn(1, 1, 300, 300, 6.5e-3)
     for _ in range(60):
-        pace.learn(20, 20, 6000, 70e-3)
+        pace.learn(20, 20, 6000, 6000, 70e-3)
     assert pace.costs.decoding(crowd(20)) == pytest.approx(70e-3, rel=0.1)

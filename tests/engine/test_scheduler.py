@@ -47,6 +47,22 @@ def test_prompts_read_at_most_their_allowance_beside_decoding_and_all_of_it_with
     assert run_step(s, reading=0) == {1: 1, 2: 1, 3: 1}  # one token at least, or it would starve
 
 
+def test_drafts_are_shared_alike_and_take_only_what_is_left():
+    s = make(num_blocks=32, batch_tokens=14)
+    sequences = [Sequence(id, [id] * 4) for id in range(3)]
+    for sequence in sequences:
+        s.add(sequence)
+    run_step(s)
+    for drafts, expected in ((20, [8, 1, 2]), (7, [4, 1, 2]), (4, [2, 1, 1]), (0, [0, 0, 0])):
+        for sequence, count in zip(sequences, (9, 1, 2), strict=True):
+            sequence.drafts = [7] * count
+        plan = s.schedule(drafts=drafts)
+        assert [len(sequence.drafts) for sequence in sequences] == expected
+        assert [plan.chunks[sequence] for sequence in sequences] == [1 + count for count in expected]
+        for sequence in sequences:
+            s.settle(sequence, 0)
+
+
 def test_crowd_counts_those_that_decode_and_those_that_read_or_could():
     s = make(batch_tokens=10, max_sequences=3)
     assert s.crowd() == Crowd(decoding=0, held=0, readers=0, place=0)

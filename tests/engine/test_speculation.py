@@ -84,6 +84,17 @@ def test_no_drafts_where_they_do_not_pay(monkeypatch):
     assert engine.load.drafted == 0
 
 
+def test_guesses_are_judged_also_while_none_is_verified(monkeypatch):
+    """Once a draft pays, those who repeat themselves are known."""
+    monkeypatch.setattr(Pace, "draft_chance", lambda self, crowd: 1.0)
+    engine = make()
+    engine.add(1, [1, 2, 3], GREEDY)
+    for _ in range(45):
+        assert all(len(output.tokens) == 1 for output in engine.step())
+    monkeypatch.setattr(Pace, "draft_chance", lambda self, crowd: 0.9)
+    assert sum(len(output.tokens) for output in engine.step()) > 1
+
+
 @pytest.mark.parametrize("length", range(1, 40, 3))
 def test_a_reply_has_no_token_more_than_was_asked_for(length):
     assert_same({1: ([1, 2, 3], SamplingParams(temperature=0, max_tokens=length))})

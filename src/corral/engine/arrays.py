@@ -33,6 +33,7 @@ class Rows:
     firsts: list[int] = field(default_factory=list)  # the first row of each of them
     scored: list[Scored] = field(default_factory=list)
     looks: int = 0  # earlier tokens that all of the batch's look at
+    fetched: int = 0  # the same, counted once a sequence
 
 
 class BatchArrays:
@@ -103,7 +104,7 @@ class BatchArrays:
             starts.append(len(tokens))
             if request.replies and start + count >= len(sequence.tokens):
                 _add_sampled(rows, request, len(tokens) - 1 - len(sequence.drafts))
-        rows.looks = sum(positions)
+        rows.looks, rows.fetched = sum(positions), sum(positions[end - 1] for end in starts[1:])
         batch = Batch(
             tokens=np.array(tokens, np.int32),
             positions=np.array(positions, np.int32),

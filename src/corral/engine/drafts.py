@@ -33,7 +33,9 @@ class Drafts:
     def propose(self, most: int, needed: float) -> list[int]:
         """At most so many next tokens, each at least as likely as `needed` to be kept."""
         self._judge()
-        self._index()
+        if needed >= 1:  # none is that likely; a guess that came true so far is good enough to be judged by
+            self._guess = self._guess or self._look_up()
+            return []
         self._guess = self._look_up()
         count, chance = 0, self.chance
         while count < min(most, len(self._guess)) and chance >= needed:
@@ -43,12 +45,15 @@ class Drafts:
 
     def _judge(self) -> None:
         """Compare the last guess with what has come since."""
-        for guess, token in zip(self._guess, self._tokens[self._judged :], strict=False):
+        new = self._tokens[self._judged :]
+        self._judged = len(self._tokens)
+        for guess, token in zip(self._guess, new, strict=False):
             self._tried = self._tried * _FADING + 1
             self._right = self._right * _FADING + (guess == token)
             if guess != token:
-                break
-        self._judged = len(self._tokens)
+                self._guess = []
+                return
+        self._guess = self._guess[len(new) :]
 
     def _index(self) -> None:
         """Note what the n-grams before the latest tokens were followed by."""
@@ -60,6 +65,7 @@ class Drafts:
         self._indexed = len(tokens)
 
     def _look_up(self) -> list[int]:
+        self._index()
         tokens = self._tokens
         for length in _LENGTHS:
             place = self._after.get(tuple(tokens[-length:]))

@@ -115,19 +115,20 @@ class Engine:
         except ValueError as error:
             return outputs + [self._fail(request, f"the step failed: {error}") for request in requests]
         computed = self._spend("executor", begun)
-        self._pace.learn(len(batch.tokens), len(batch.rows), rows.looks, computed - begun)
+        self._pace.learn(len(batch.tokens), len(batch.rows), rows.looks, rows.fetched, computed - begun)
         outputs += self._finish_step(plan, rows, result)
         self._spend("finish", computed)
         return outputs
 
     def _plan(self) -> Plan:
         crowd, drafts = self.scheduler.crowd(), 0
-        needed = self._pace.draft_chance(crowd) if self.options.drafts and crowd.decoding else 1.0
-        if needed < 1:
+        if self.options.drafts and crowd.decoding:
+            needed, most = self._pace.draft_chance(crowd), self._pace.drafting(crowd)
             for request in self._requests.values():
                 request.guess(needed)
                 drafts += len(request.sequence.drafts)
-        return self.scheduler.schedule(self._pace.reading(crowd, drafts))
+            drafts = drafts if most is None else min(drafts, most)
+        return self.scheduler.schedule(self._pace.reading(crowd, drafts), drafts)
 
     def _spend(self, phase: str, begun: float) -> float:
         now = time.perf_counter()

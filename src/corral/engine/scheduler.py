@@ -82,10 +82,11 @@ class Scheduler:
             place=min(readers, key=_turn).computed if readers else 0,
         )
 
-    def schedule(self, reading: int | None = None) -> Plan:
+    def schedule(self, reading: int | None = None, drafts: int = 0) -> Plan:
         """Plan one step; empty only when nothing is left to do.
 
-        Where some decode, those that read get at most `reading` tokens together (at least one).
+        Where some decode, those that read get at most `reading` tokens together (at least one). At most
+        `drafts` are verified, shared alike among the sequences that have so many.
         """
         plan = Plan(budget=self.batch_tokens)
         readers = []
@@ -100,9 +101,10 @@ class Scheduler:
         plan.budget -= kept
         self._read_prompts(readers, plan)
         plan.budget += kept
-        for sequence in self.running:
-            if sequence.drafts:
-                self._grant_drafts(sequence, plan)
+        drafted = sorted((s for s in self.running if s.drafts), key=lambda s: len(s.drafts))
+        for others, sequence in zip(reversed(range(len(drafted))), drafted, strict=True):
+            self._grant_drafts(sequence, min(plan.budget, drafts // (others + 1)), plan)
+            drafts -= len(sequence.drafts)
         return plan
 
     def advance(self, plan: Plan) -> None:
@@ -147,10 +149,9 @@ class Scheduler:
         plan.budget -= count - plan.chunks.get(sequence, 0)
         plan.chunks[sequence] = count
 
-    def _grant_drafts(self, sequence: Sequence, plan: Plan) -> None:
-        """Verify as many drafts as budget and free blocks allow: they take nothing from anybody."""
-        count = min(len(sequence.drafts), plan.budget) if plan.chunks.get(sequence) == sequence.pending else 0
-        del sequence.drafts[count:]
+    def _grant_drafts(self, sequence: Sequence, most: int, plan: Plan) -> None:
+        """Verify at most so many drafts, as free blocks allow: they take nothing from anybody."""
+        del sequence.drafts[most if plan.chunks.get(sequence) == sequence.pending else 0 :]
         while self.tables.missing(sequence, len(sequence.tokens) + len(sequence.drafts)) > self.pool.free:
             sequence.drafts.pop()
         if sequence.drafts:
