@@ -252,8 +252,8 @@ class FakePool:
         self.make_template: Callable[[FakeTokenizer], Any] = FakeTemplate
 
     @contextlib.asynccontextmanager
-    async def lease(self, name: str, keep_alive: float | None = None) -> AsyncIterator[Any]:
-        stored = self.store.find(name)
+    async def lease(self, wanted: str | StoredModel, keep_alive: float | None = None) -> AsyncIterator[Any]:
+        stored = self.store.find(wanted) if isinstance(wanted, str) else wanted
         self.keep_alives.append(keep_alive)
         self.waiting += 1
         try:

@@ -79,13 +79,15 @@ class Pool:
         self._closing = False
 
     @contextlib.asynccontextmanager
-    async def lease(self, name: str, keep_alive: float | None = None) -> AsyncGenerator[LoadedModel, None]:
+    async def lease(
+        self, wanted: str | StoredModel, keep_alive: float | None = None
+    ) -> AsyncGenerator[LoadedModel, None]:
         """The model, loaded if need be, for as long as the block lasts.
 
         keep_alive: seconds that it then stays loaded; < 0 = for ever; None = as before, or as the settings.
         Raises ModelNotFound, CorruptModel, UnsupportedModel, OutOfMemory, EngineFailed or ShuttingDown.
         """
-        stored = await asyncio.to_thread(self.store.find, name)
+        stored = await asyncio.to_thread(self.store.find, wanted) if isinstance(wanted, str) else wanted
         if self._closing:
             raise ShuttingDown(_CLOSING)
         place = self._find(stored)

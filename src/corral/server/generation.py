@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from corral.store.local import StoredModel
 from corral.types import FinishReason, SamplingParams, SequenceStats
 
 
@@ -38,7 +39,7 @@ class Overflow:
 class Generation:
     """What to generate: `n` replies to each prompt, numbered prompt by prompt."""
 
-    model: str
+    model: str | StoredModel  # by name, it is looked up once more
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     n: int = 1

@@ -62,7 +62,7 @@ class OllamaText:
         logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
         options = read_options(stored.params, wire.options, logprobs)
         return Generation(
-            model=wire.model,
+            model=stored,
             prompts=(prompt,),
             params=options.params,
             overflow=Overflow(

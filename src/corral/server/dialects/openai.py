@@ -55,7 +55,7 @@ class OpenAI:
         prompts = read_prompts(wire.prompt)
         stored = await self.service.find(wire.model)
         generation = Generation(
-            model=wire.model,
+            model=stored,
             prompts=prompts,
             params=completion_params(wire, stored.params),
             n=wire.n or 1,
@@ -75,7 +75,7 @@ class OpenAI:
             raise InvalidRequest("[] is too short - 'messages'", "messages")
         stored = await self.service.find(wire.model)
         generation = Generation(
-            model=wire.model,
+            model=stored,
             prompts=(Conversation(with_system(messages, stored.system)),),
             params=chat_params(wire, stored.params),
             n=wire.n or 1,
