@@ -89,9 +89,11 @@ class BatchArrays:
         for request, count in zip(requests, counts, strict=True):
             sequence = request.sequence
             start = sequence.computed
-            self._list_blocks(request)
+            if len(sequence.tables[0]) != request.listed:
+                self._list_blocks(request)
             slots.append(request.slot)
-            width = max(width, request.listed)
+            if request.listed > width:
+                width = request.listed
             if request.scoring:
                 _add_scored(rows, request, start, count, len(tokens) - start)
             if count == 1:
@@ -118,10 +120,8 @@ class BatchArrays:
     def _list_blocks(self, request: Request) -> None:
         """Write what is new; entries that were dropped since stay as they were, and nobody reads them."""
         tables, listed = request.sequence.tables, request.listed
-        length = len(tables[0])
-        if length != listed:
-            self._tables[:, request.slot, listed:length] = [table[listed:] for table in tables]
-            request.listed = length
+        request.listed = len(tables[0])
+        self._tables[:, request.slot, listed : request.listed] = [table[listed:] for table in tables]
 
     def settle(self, request: Request) -> None:
         """Forget blocks that the request has given back."""
@@ -154,12 +154,13 @@ def _add_scored(rows: Rows, request: Request, start: int, count: int, offset: in
 
 
 def _add_sampled(rows: Rows, request: Request, place: int) -> None:
-    known, count = len(request.sequence.tokens), 1 + len(request.sequence.drafts)
+    known = len(request.sequence.tokens)
     rows.sampled.append(request)
     rows.firsts.append(len(rows.slots))
-    rows.slots += [request.slot] * count
-    rows.where += range(place, place + count)
-    rows.indexes += range(known, known + count)
+    for ahead in range(1 + len(request.sequence.drafts)):
+        rows.slots.append(request.slot)
+        rows.where.append(place + ahead)
+        rows.indexes.append(known + ahead)
 
 
 def _bias(rows: Rows) -> Bias | None:
