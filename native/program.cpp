@@ -1,22 +1,32 @@
 #include "program.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <new>
 
+constexpr int kRowRounds = 8;    // chunks of many rows for each thread: neighbouring rows are read fastest
 namespace corral {
 namespace {
 
 constexpr int kRowWork = 8192;  // floats that make a chunk worth handing to another thread: a few microseconds
+constexpr size_t kHugePage = size_t{2} << 20;  // a matmul's results go to as many small pages as there are rows
 
 }  // namespace
 
 void FreeFloats::operator()(float* floats) const { std::free(floats); }
 
 FloatArray allocate_floats(size_t count) {
-  const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-  auto* floats = static_cast<float*>(std::aligned_alloc(64, bytes));
+  const size_t unit = count * sizeof(float) < kHugePage / 2 ? 64 : kHugePage;
+  const size_t bytes = (count * sizeof(float) + unit - 1) / unit * unit;
+  auto* floats = static_cast<float*>(std::aligned_alloc(unit, bytes));
   if (floats == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (unit == kHugePage) madvise(floats, bytes, MADV_HUGEPAGE);  // where it is refused, small pages do
+#endif
   return FloatArray(floats);
 }
 
@@ -68,13 +78,11 @@ void Program::find_blocks() {
 
 void Program::run(const RowRegion& region) {
   const int rows = rows_of(region.selected);
-  const int chunk = std::max(1, kRowWork / region.width);
+  const int chunk = std::max({1, kRowWork / region.width, rows / (kRowRounds * team_.size())});
   team_.run((rows + chunk - 1) / chunk, [&](int number, int) {
-    const int begin = number * chunk, end = std::min(begin + chunk, rows);
-    for (const RowOp& op : region.ops) {
-      std::visit([&](const auto& one) {
-        for (int row = begin; row < end; ++row) run_row(one, row);
-      }, op);
+    const int end = std::min((number + 1) * chunk, rows);
+    for (int row = number * chunk; row < end; ++row) {  // a row stays in the first cache from op to op
+      for (const RowOp& op : region.ops) std::visit([&](const auto& one) { run_row(one, row); }, op);
     }
   });
 }
