@@ -128,7 +128,7 @@ class Engine:
                 request.guess(needed)
                 drafts += len(request.sequence.drafts)
             drafts = drafts if most is None else min(drafts, most)
-        return self.scheduler.schedule(self._pace.reading(crowd, drafts), drafts)
+        return self.scheduler.schedule(self._pace.reading(crowd), drafts)
 
     def _spend(self, phase: str, begun: float) -> float:
         now = time.perf_counter()

@@ -84,8 +84,8 @@ class Pace:
             self._stale = False
         return self._costs
 
-    def reading(self, crowd: Crowd, drafts: int = 0) -> int | None:
-        """Tokens of prompts that a step may read beside those that decode and their drafts; None is no limit.
+    def reading(self, crowd: Crowd) -> int | None:
+        """Tokens of prompts that a step may read beside those that decode; None is no limit.
 
         One newcomer makes the others' steps about twice as long. Many at once are read nearly at
         full speed: then more people wait for a first token than for the next one.
@@ -93,7 +93,7 @@ class Pace:
         if not crowd.decoding or not crowd.readers:
             return None
         costs = self.costs
-        allowed = _STRETCH * crowd.readers * (costs.decoding(crowd) + drafts * costs.draft(crowd))
+        allowed = _STRETCH * crowd.readers * costs.decoding(crowd)
         each = costs.token + costs.look * crowd.place
         tokens = int((allowed - costs.fetch * crowd.place) / each) if each > 0 else 0
         return max(LEAST_READING, tokens)
@@ -101,7 +101,10 @@ class Pace:
     def drafting(self, crowd: Crowd) -> int | None:
         """Drafts that a step may verify in all; None is no limit. They make it longer for everybody."""
         draft = self.costs.draft(crowd)
-        return int(_STRETCH * self.costs.decoding(crowd) / draft) if crowd.decoding > 1 and draft else None
+        if crowd.decoding < 2 or not draft:
+            return None
+        share = _STRETCH / 2 if crowd.readers else _STRETCH  # a prompt makes it longer too
+        return int(share * self.costs.decoding(crowd) / draft)
 
     def draft_chance(self, crowd: Crowd) -> float:
         """How likely a draft must be right for its row to give more tokens a second."""
