@@ -45,8 +45,8 @@ double now() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-Matrix random_matrix(const Kind& kind, int rows, int cols, std::mt19937& random) {
-  Matrix matrix(rows, cols, kind.codes, kind.scales, kind.group, kind.zero);
+Matrix random_matrix(const Kind& kind, Order order, int rows, int cols, std::mt19937& random) {
+  Matrix matrix(rows, cols, kind.codes, kind.scales, kind.group, kind.zero, order);
   const size_t size = static_cast<size_t>(cols) * kPanelRows;
   std::vector<uint8_t> codes(size), sub_offset(size, 3);
   std::vector<uint16_t> scale(size, 0x2000);
@@ -114,9 +114,9 @@ double read_rate(size_t bytes, int parts, const Read& read) {
 
 // Of a matrix of many rows times one row of activations.
 double stream_rate(const MatmulKernels& kernels, const Kind& kind, const Input& x, std::mt19937& random) {
-  const Matrix panel(kPanelRows, x.cols, kind.codes, kind.scales, kind.group, kind.zero);
+  const Matrix panel(kPanelRows, x.cols, kind.codes, kind.scales, kind.group, kind.zero, kernels.order);
   const int panels = static_cast<int>(kStreamBytes / panel.bytes());
-  const Matrix matrix = random_matrix(kind, panels * kPanelRows, x.cols, random);
+  const Matrix matrix = random_matrix(kind, kernels.order, panels * kPanelRows, x.cols, random);
   std::vector<float> out(static_cast<size_t>(matrix.rows()));
   return read_rate(matrix.bytes(), (panels + kStreamPanels - 1) / kStreamPanels, [&](int part) {
     const int begin = part * kStreamPanels, end = std::min(begin + kStreamPanels, panels);
@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
     if (!wanted) continue;
     for (const auto& shape : kShapes) {
       if (is_super(kind.scales) && shape.cols % kSuper) continue;
-      const Matrix matrix = random_matrix(kind, shape.rows, shape.cols, random);
+      const Matrix matrix = random_matrix(kind, chosen.order, shape.rows, shape.cols, random);
       const Input x = random_input(chosen, 64, shape.cols, random);
       std::vector<float> out(size_t{64} * static_cast<size_t>(shape.rows));
       std::printf("%-6s %4dx%-6d", kind.name, shape.cols, shape.rows);

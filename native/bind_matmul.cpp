@@ -101,7 +101,11 @@ Memory quantize_rows(const MatmulKernels& kernels, const float* x, int rows, int
 Result<float> matmul(const Matrix& matrix, const Rows<float>& x, int threads, const std::string& isa, int chunk) {
   if (x.shape(1) != static_cast<size_t>(matrix.cols())) throw std::invalid_argument("x has the wrong width");
   if (threads < 1 || chunk < 1) throw std::invalid_argument("threads and chunk must be positive");
-  const MatmulKernels& kernels = *choose_kernels(isa).matmul;
+  const Kernels chosen = choose_kernels(isa);
+  const MatmulKernels& kernels = *chosen.matmul;
+  if (matrix.quantised() && chosen.isa != Isa::Scalar && matrix.order() != kernels.order) {
+    throw std::invalid_argument("the matrix is packed for other instructions");
+  }
   const int n = static_cast<int>(x.shape(0));
   const auto ld = static_cast<size_t>(matrix.rows());
   auto out = new_array<float>({x.shape(0), ld});
@@ -124,12 +128,15 @@ nb::tuple quantize_row(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig,
                        const std::string& isa) {
   const size_t cols = x.shape(0);
   if (cols % kBlock != 0) throw std::invalid_argument("the width must be a multiple of 32");
-  const Memory memory = quantize_rows(*choose_kernels(isa).matmul, x.data(), 1, static_cast<int>(cols));
+  const MatmulKernels& kernels = *choose_kernels(isa).matmul;
+  const Memory memory = quantize_rows(kernels, x.data(), 1, static_cast<int>(cols));
   const ActivationBlock* row = ActivationRows{memory.get(), static_cast<int>(cols)}.row(0);
   auto q = new_array<int8_t>({cols});
   auto scale = new_array<float>({cols / kActivationGroup});
   for (size_t block = 0; block < cols / kBlock; ++block) {
-    std::memcpy(q.data() + block * kBlock, row[block].q, kBlock);
+    for (int byte = 0; byte < kBlock; ++byte) {
+      q.data()[block * kBlock + static_cast<size_t>(column_of(kernels.order, byte / 4, byte % 4))] = row[block].q[byte];
+    }
     for (size_t group = 0; group < kActivationGroups; ++group) {
       scale.data()[block * kActivationGroups + group] = row[block].scale * row[block].factor[group];
     }
@@ -148,10 +155,11 @@ std::vector<std::string> isas() {
 void bind_matrix(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix", "A weight matrix in panels of 8 rows.")
       .def("__init__", [](Matrix* self, int rows, int cols, const std::string& codes, const std::string& scales,
-                          int group, int zero) {
+                          int group, int zero, const std::string& isa) {
             new (self) Matrix(rows, cols, known(codes_by_name(codes), codes), known(scales_by_name(scales), scales),
-                              group, zero);
-          }, nb::arg("rows"), nb::arg("cols"), nb::arg("codes"), nb::arg("scales"), nb::arg("group"), nb::arg("zero"))
+                              group, zero, choose_kernels(isa).matmul->order);
+          }, nb::arg("rows"), nb::arg("cols"), nb::arg("codes"), nb::arg("scales"), nb::arg("group"), nb::arg("zero"),
+           nb::arg("isa"))
       .def("pack", pack, nb::arg("first_row"), nb::arg("codes").noconvert(), nb::arg("scale").noconvert(),
            nb::arg("offset").noconvert().none(), nb::arg("sub_scale").noconvert().none(),
            nb::arg("sub_offset").noconvert().none(),

@@ -8,7 +8,8 @@
 // where scale = super scale * sub scale, and offset = -(zero * scale) where none is stored. S8 in groups of 32 without
 // zero point and offset leaves out the offset's fma.
 //
-// With |q| <= 127 16-bit sums of code * q cannot overflow: two pairs of products of U6 reach 32004, one of S8 32512.
+// With |q| <= 127 16-bit sums of code * q cannot overflow: four pairs of products of U5 reach 31496, two of U6 32004,
+// one of S8 32512.
 // Sums of factor * code * q stay below 2^24, even with 128 added to the codes of S8.
 //
 // Float matrices: four sums by column % 4, each acc = fma(weight, x, acc) in ascending order;

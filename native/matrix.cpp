@@ -51,10 +51,10 @@ uint16_t float_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-uint32_t load_lane(const void* from) {
-  uint32_t lane;
-  std::memcpy(&lane, from, sizeof lane);
-  return lane;
+uint32_t load_pair(const uint8_t* from) {
+  uint16_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair;
 }
 
 void store_lane(std::byte* to, uint32_t lane) { std::memcpy(to, &lane, sizeof lane); }
@@ -66,9 +66,11 @@ uint16_t load_half(const std::byte* from) {
 }
 
 // One row's 32 codes as 8 lanes go into the row's lane of every plane of a block.
-void pack_row_block(Codes codes, const uint8_t* row, std::byte* to) {
+void pack_row_block(Codes codes, Order order, const uint8_t* row, std::byte* to) {
   uint32_t lanes[8];
-  for (int g = 0; g < 8; ++g) lanes[g] = load_lane(row + 4 * g);
+  for (int g = 0; g < 8; ++g) {  // bytes 0, 1 and bytes 2, 3 of a lane are neighbours in any order
+    lanes[g] = load_pair(row + column_of(order, g, 0)) | load_pair(row + column_of(order, g, 2)) << 16;
+  }
   if (codes == Codes::S8) {
     for (int g = 0; g < 8; ++g) store_lane(to + g * kVector, lanes[g]);
     return;
@@ -108,8 +110,8 @@ std::optional<Codes> codes_by_name(std::string_view name) { return by_name<Codes
 std::string_view codes_name(Codes codes) { return kCodes[static_cast<int>(codes)]; }
 std::optional<Scales> scales_by_name(std::string_view name) { return by_name<Scales>(kScales, name); }
 
-Matrix::Matrix(int rows, int cols, Codes codes, Scales scales, int group, int zero)
-    : rows_(rows), cols_(cols), codes_(codes), scales_(scales), group_(group), zero_(zero) {
+Matrix::Matrix(int rows, int cols, Codes codes, Scales scales, int group, int zero, Order order)
+    : rows_(rows), cols_(cols), codes_(codes), scales_(scales), group_(group), zero_(zero), order_(order) {
   require(rows > 0 && cols > 0 && rows <= INT32_MAX - kPanelRows, "rows and columns must be positive");
   require(is_float(codes) == (scales == Scales::None), "float codes have no scales, all others do");
   size_t codes_size;
@@ -162,7 +164,7 @@ void Matrix::pack_panel(int index, int rows, const CodedRows& from) {
   for (int row = 0; row < rows; ++row) {
     const uint8_t* codes = from.codes + static_cast<size_t>(row) * static_cast<size_t>(cols_);
     std::byte* to = panel + codes_at_ + 4 * row;
-    for (int b = 0; b < blocks(); ++b, codes += kBlock, to += block_code_bytes_) pack_row_block(codes_, codes, to);
+    for (int b = 0; b < blocks(); ++b, codes += kBlock, to += block_code_bytes_) pack_row_block(codes_, order_, codes, to);
   }
   is_super(scales_) ? pack_super_scales(panel, rows, from) : pack_scales(panel, rows, from);
 }
@@ -208,8 +210,8 @@ void Matrix::pack_floats(int first_row, int n_rows, const float* from) {
 }
 
 int Matrix::code_at(const std::byte* block, int lane, int col) const {
-  const int g = col / 4;
-  const std::byte* byte = block + 4 * lane + col % 4;
+  const auto [g, at] = lane_byte_of(order_, col);
+  const std::byte* byte = block + 4 * lane + at;
   if (codes_ == Codes::S8) return static_cast<int8_t>(byte[g * kVector]);
   int code = static_cast<int>(byte[g % 4 * kVector]) >> (g < 4 ? 0 : 4) & 15;
   if (codes_ == Codes::U5) code |= (static_cast<int>(byte[4 * kVector]) >> g & 1) << 4;

@@ -1,4 +1,4 @@
-// A weight matrix as the kernels read it: panels of 8 rows, each contiguous, in one layout for every instruction set.
+// A weight matrix as the kernels read it: panels of 8 rows, each contiguous.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +25,27 @@ enum class Scales {
   SuperOffset,  // super scale * sub scale * code - super offset * sub offset
 };
 
+// Which columns of a half block of 16 share a 32-bit lane, as an instruction set's products want it.
+enum class Order {
+  Quads,  // lane j has columns 4j to 4j + 3, whose products are summed at once
+  Pairs,  // 2j, 2j + 1 of the first 8 columns, then of the second 8: two sums, of two groups of activations
+};
+
+// The column in its block of a byte of lane `lane` of 8.
+constexpr int column_of(Order order, int lane, int byte) {
+  if (order == Order::Quads) return 4 * lane + byte;
+  return 16 * (lane / 4) + 8 * (byte / 2) + 2 * (lane % 4) + byte % 2;
+}
+
+// Where a column of a block is found: the inverse of column_of.
+struct LaneByte {
+  int lane, byte;
+};
+constexpr LaneByte lane_byte_of(Order order, int col) {
+  if (order == Order::Quads) return {col / 4, col % 4};
+  return {4 * (col / 16) + col % 8 / 2, 2 * (col % 16 / 8) + col % 2};
+}
+
 bool is_float(Codes codes);
 bool has_offset(Scales scales);
 bool is_super(Scales scales);
@@ -42,7 +63,7 @@ struct CodedRows {
 };
 
 // Within a panel the scales of all blocks come first, then the codes: the order in which kernels read them. A block's
-// codes are 32-bit lanes of 4 consecutive columns of one row, 8 rows to a vector, 8 vectors g = 0..7, in planes:
+// codes are 32-bit lanes of 4 columns (Order) of one row, 8 rows to a vector, 8 vectors g = 0..7, in planes:
 //   U4  4 vectors: vector g in the low nibbles, vector g + 4 in the high ones        128 bytes
 //   U5  U4, then bit 4 of all codes: bit g of a byte belongs to vector g             160 bytes
 //   U6  U4, then bits 4-5: bits 2g, 2g+1 of vector 0 (g < 4) or of vector 1 (g - 4)  192 bytes
@@ -53,7 +74,7 @@ struct CodedRows {
 class Matrix {
  public:
   // Throws std::invalid_argument where the kinds and sizes do not go together. Contents are undefined until packed.
-  Matrix(int rows, int cols, Codes codes, Scales scales, int group, int zero);
+  Matrix(int rows, int cols, Codes codes, Scales scales, int group, int zero, Order order);
 
   int rows() const { return rows_; }
   int cols() const { return cols_; }
@@ -64,6 +85,7 @@ class Matrix {
   Scales scales() const { return scales_; }
   int group() const { return group_; }
   int zero() const { return zero_; }
+  Order order() const { return order_; }
   bool quantised() const { return !is_float(codes_); }
   size_t bytes() const { return panel_bytes_ * static_cast<size_t>(panels()); }
 
@@ -98,6 +120,7 @@ class Matrix {
   Codes codes_;
   Scales scales_;
   int group_, zero_;
+  Order order_;
   size_t block_code_bytes_, scale_bytes_, codes_at_, panel_bytes_;
   std::shared_ptr<std::byte> data_;
 };

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <stdexcept>
 
 constexpr int kRowRounds = 8;    // chunks of many rows for each thread: neighbouring rows are read fastest
 namespace corral {
@@ -37,6 +38,12 @@ Program::Program(const Limits& limits, int threads, const std::string& isa)
 }
 
 void Program::finish() {
+  for (const Weight& weight : model.weights) {
+    const Matrix* matrix = weight.matrix.get();
+    if (matrix != nullptr && matrix->quantised() && matrix->order() != kernels_.matmul->order) {
+      throw std::invalid_argument("wrong program: a matrix is packed for other instructions");
+    }
+  }
   kv_memory_ = KVMemory(model.limits.num_blocks, model.caches);
   const auto rows = static_cast<size_t>(model.limits.max_tokens);
   for (const Buffer& buffer : model.buffers) buffers_.push_back(allocate_floats(rows * buffer.width));

@@ -21,8 +21,8 @@ constexpr int kMostFactor = 16;  // bounds sums of factor * code * q by 2^24: ex
 // scale for 32 columns, as usual, a real model's outputs lie three times as far from the truth. All in one record, so
 // that a tile of several rows needs one pointer a row.
 struct ActivationBlock {
-  int8_t q[kBlock];
-  int16_t pairs[kActivationGroups][2];  // each factor twice, to multiply 16-bit sums of pairs
+  int8_t q[kBlock];                  // in the columns' order in the kernels' matrices
+  int16_t whole[kActivationGroups];  // the factors, to multiply 16-bit sums by
   float factor[kActivationGroups];
   float scale;
   float sum;          // scale * sum of factor * q
@@ -49,6 +49,7 @@ struct ActivationRows {
 // One table an instruction set. Panels [panel_begin, panel_end) of the matrix go to
 // out[n * ld_out + m] for their rows m < matrix.rows() and n < n_rows; nothing else is written.
 struct MatmulKernels {
+  Order order;  // of the matrices that these kernels multiply; the scalar ones take any
   // x [32 * blocks] -> blocks [first, first + blocks) of row n, whatever this instruction set's matmul reads of them. A
   // NaN or an infinity makes this row's results NaN or infinite.
   void (*quantize)(const float* x, int blocks, const ActivationRows& to, int n, int first);

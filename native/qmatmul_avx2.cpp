@@ -49,19 +49,24 @@ inline void unpack(const std::byte* block, Vector w[8]) {
   }
 }
 
-// The factor of a group of an activation row in every lane, twice.
-inline Vector factor(const ActivationBlock& x, int group) {
+// The factors of a half block, of an activation row in every lane: Order::Pairs has a group of columns for each.
+inline Vector factors(const ActivationBlock& x, int half) {
   int32_t pair;
-  __builtin_memcpy(&pair, x.pairs[group], sizeof pair);
+  __builtin_memcpy(&pair, x.whole + 2 * half, sizeof pair);
   return _mm256_set1_epi32(pair);
 }
 
-// Sum of factor * code * q over the two vectors of a group of 8 columns.
-inline Vector group_sum(const Vector w[8], const ActivationBlock& x, int group) {
-  const int g = 2 * group;
-  const Vector pairs =
-      _mm256_add_epi16(_mm256_maddubs_epi16(w[g], four(x, g)), _mm256_maddubs_epi16(w[g + 1], four(x, g + 1)));
-  return _mm256_madd_epi16(pairs, factor(x, group));
+// Sum of code * q over vectors g and g + 1, by pairs of columns.
+inline Vector two_sums(const Vector w[8], const ActivationBlock& x, int g) {
+  return _mm256_add_epi16(_mm256_maddubs_epi16(w[g], four(x, g)), _mm256_maddubs_epi16(w[g + 1], four(x, g + 1)));
+}
+
+// Sum of factor * code * q over a half block. 16 bits hold the sums of four vectors of U5, of two of U6.
+template <Codes C>
+inline Vector half_sum(const Vector w[8], const ActivationBlock& x, int half) {
+  const Vector low = two_sums(w, x, 4 * half), high = two_sums(w, x, 4 * half + 2), by = factors(x, half);
+  if constexpr (C == Codes::U6) return _mm256_add_epi32(_mm256_madd_epi16(low, by), _mm256_madd_epi16(high, by));
+  return _mm256_madd_epi16(_mm256_add_epi16(low, high), by);
 }
 
 inline __m256 add_whole(Vector sum, const BlockScales& by, const ActivationBlock& x, bool offset, __m256 acc) {
@@ -106,9 +111,7 @@ inline void unsigned_block(const std::byte* codes, const BlockScales& by, int bl
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
     const ActivationBlock& xb = x[t][block];
-    const Vector first = _mm256_add_epi32(group_sum(w, xb, 0), group_sum(w, xb, 1));
-    const Vector second = _mm256_add_epi32(group_sum(w, xb, 2), group_sum(w, xb, 3));
-    acc[t] = add_sums<G>(first, second, by, xb, acc[t]);
+    acc[t] = add_sums<G>(half_sum<C>(w, xb, 0), half_sum<C>(w, xb, 1), by, xb, acc[t]);
   }
 }
 
@@ -125,7 +128,7 @@ inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x,
     for (int t = 0; t < T; ++t) {
       const ActivationBlock& xb = x[t][block];
       const Vector pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(xb, g), w));
-      const Vector wide = _mm256_madd_epi16(pairs, factor(xb, g / 2));
+      const Vector wide = _mm256_madd_epi16(pairs, factors(xb, Half));
       sums[t] = g == 4 * Half ? wide : _mm256_add_epi32(sums[t], wide);
       in_order(sums[t]);
     }
@@ -235,6 +238,6 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
 
 }  // namespace
 
-const MatmulKernels kAvx2Matmul = {quantize_avx2, matmul_panels, matmul_panels_float_avx2};
+const MatmulKernels kAvx2Matmul = {Order::Pairs, quantize_avx2<Order::Pairs>, matmul_panels, matmul_panels_float_avx2};
 
 }  // namespace corral

@@ -133,7 +133,7 @@ struct Halves {
   // What unpack's 128 has added to a half; rare enough to be summed here.
   static __m512 moved(const ActivationBlock& x, int half) {
     int sum = 0;
-    for (int k = 16 * half; k < 16 * half + 16; ++k) sum += x.q[k] * x.pairs[k / kActivationGroup][0];
+    for (int k = 16 * half; k < 16 * half + 16; ++k) sum += x.q[k] * x.whole[k / kActivationGroup];
     return _mm512_set1_ps(-128.0f * static_cast<float>(sum));
   }
 };
@@ -226,6 +226,6 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
 
 }  // namespace
 
-const MatmulKernels kAvx512VnniMatmul = {quantize_avx2, matmul_panels, matmul_panels_float_avx2};
+const MatmulKernels kAvx512VnniMatmul = {Order::Quads, quantize_avx2<Order::Quads>, matmul_panels, matmul_panels_float_avx2};
 
 }  // namespace corral

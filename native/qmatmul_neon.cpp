@@ -84,7 +84,7 @@ inline int32x4_t half_sum(const int8x16_t w[8], const ActivationBlock& x, int32x
 template <Grouping G>
 inline float32x4_t add_block(const int8x16_t w[8], const BlockScales& by, int row, const ActivationBlock& x,
                              float32x4_t acc) {
-  const int32x4_t factors = vshrq_n_s32(vreinterpretq_s32_s16(vld1q_s16(x.pairs[0])), 16);
+  const int32x4_t factors = vmovl_s16(vld1_s16(x.whole));
   const int32x4_t first = half_sum<0>(w, x, factors), second = half_sum<1>(w, x, factors);
   const auto scale = [&](int group) { return vld1q_f32(by.group[group].scale + row); };
   const auto offset = [&](int group) { return vld1q_f32(by.group[group].offset + row); };
@@ -188,6 +188,6 @@ void matmul_panels(const Matrix& matrix, const ActivationRows& x, int n_rows, in
 
 }  // namespace
 
-const MatmulKernels kNeonMatmul = {quantize_neon, matmul_panels, matmul_panels_float_neon};
+const MatmulKernels kNeonMatmul = {Order::Quads, quantize_neon, matmul_panels, matmul_panels_float_neon};
 
 }  // namespace corral

@@ -60,14 +60,14 @@ LaneScales lane_scales(const Matrix& matrix, int panel, int block, int lane) {
   return super_scales(matrix, at, block % kBlocks, lane);
 }
 
-void unpack_block(Codes codes, const std::byte* block, int8_t to[kPanelRows][kBlock]) {
+void unpack_block(Codes codes, Order order, const std::byte* block, int8_t to[kPanelRows][kBlock]) {
   for (int g = 0; g < 8; ++g) {
     for (int byte = 0; byte < 32; ++byte) {
       const auto plane = [&](int vector) { return static_cast<int>(block[32 * vector + byte]); };
       int code = codes == Codes::S8 ? plane(g) : plane(g % 4) >> (g < 4 ? 0 : 4) & 15;
       if (codes == Codes::U5) code |= (plane(4) >> g & 1) << 4;
       if (codes == Codes::U6) code |= (plane(4 + g / 4) >> 2 * (g % 4) & 3) << 4;
-      to[byte / 4][4 * g + byte % 4] = static_cast<int8_t>(code);
+      to[byte / 4][column_of(order, g, byte % 4)] = static_cast<int8_t>(code);
     }
   }
 }
@@ -78,7 +78,7 @@ float half_sum(const int8_t* codes, const ActivationBlock& x, int half) {
   for (int group = 2 * half; group < 2 * half + 2; ++group) {
     int sum = 0;
     for (int k = kActivationGroup * group; k < kActivationGroup * (group + 1); ++k) sum += codes[k] * x.q[k];
-    total += sum * x.pairs[group][0];
+    total += sum * x.whole[group];
   }
   return static_cast<float>(total);
 }
@@ -101,7 +101,7 @@ void multiply_tile(const Matrix& matrix, int panel, const ActivationBlock* const
   const std::byte* codes = matrix.panel_codes(panel);
   for (int block = 0; block < matrix.blocks(); ++block, codes += matrix.block_code_bytes()) {
     int8_t unpacked[kPanelRows][kBlock];
-    unpack_block(matrix.codes(), codes, unpacked);
+    unpack_block(matrix.codes(), matrix.order(), codes, unpacked);
     for (int lane = 0; lane < kPanelRows; ++lane) {
       const LaneScales by = lane_scales(matrix, panel, block, lane);
       for (int row = 0; row < n; ++row) {
@@ -169,6 +169,6 @@ void matmul_panels_float(const Matrix& matrix, const float* x, size_t ld_x, int 
 
 }  // namespace
 
-const MatmulKernels kScalarMatmul = {quantize_scalar, matmul_panels, matmul_panels_float};
+const MatmulKernels kScalarMatmul = {Order::Quads, quantize_scalar, matmul_panels, matmul_panels_float};
 
 }  // namespace corral

@@ -34,7 +34,7 @@ void quantize_block(const float* x, ActivationBlock& block) {
     for (int k = 0; k < kActivationGroup; ++k) sum += block.q[kActivationGroup * group + k] = quantize(from[k] * inverse);
     sums[group / 2] += sum * static_cast<int>(factor);
     block.factor[group] = factor;
-    block.pairs[group][0] = block.pairs[group][1] = static_cast<int16_t>(factor);
+    block.whole[group] = static_cast<int16_t>(factor);
   }
   block.scale = top / kSteps;
   for (int half = 0; half < 2; ++half) block.half_sum[half] = block.scale * static_cast<float>(sums[half]);

@@ -12,6 +12,7 @@ constexpr float kSteps = 127.0f * kMostFactor;  // of the scale in the largest v
 void quantize_block(const float* x, ActivationBlock& block);
 void quantize_scalar(const float* x, int blocks, const ActivationRows& to, int n, int first);
 #if defined(__x86_64__)
+template <Order>
 void quantize_avx2(const float* x, int blocks, const ActivationRows& to, int n, int first);
 #elif defined(__aarch64__)
 void quantize_neon(const float* x, int blocks, const ActivationRows& to, int n, int first);

@@ -43,7 +43,8 @@ __m256i quantize_codes(const float* x, __m128 inverses) {
 }
 
 // Sums of factor * q, in the first lane of each half of the result.
-__m256i sum_halves(__m256i codes, __m128i pairs) {
+__m256i sum_halves(__m256i codes, __m128i whole) {
+  const __m128i pairs = _mm_or_si128(whole, _mm_slli_epi32(whole, 16));
   const __m256i factors =
       _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(pairs), _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
   __m256i sum = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), codes), factors);
@@ -55,11 +56,11 @@ void quantize_usable_block(const float* x, __m128 groups, float top, ActivationB
   const __m128 shares = _mm_mul_ps(groups, _mm_set1_ps(static_cast<float>(kMostFactor) / top));
   const __m128 most = _mm_set1_ps(static_cast<float>(kMostFactor));
   const __m128 factors = _mm_min_ps(_mm_max_ps(_mm_ceil_ps(shares), _mm_set1_ps(1.0f)), most);
-  const __m128i whole = _mm_cvtps_epi32(factors), pairs = _mm_or_si128(whole, _mm_slli_epi32(whole, 16));
+  const __m128i whole = _mm_cvtps_epi32(factors);
   const __m256i codes = quantize_codes(x, _mm_div_ps(_mm_set1_ps(kSteps / top), factors));
-  const __m256i sums = sum_halves(codes, pairs);
+  const __m256i sums = sum_halves(codes, whole);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(block.q), codes);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(block.pairs), pairs);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(block.whole), _mm_packs_epi32(whole, whole));
   _mm_storeu_ps(block.factor, factors);
   block.scale = top / kSteps;
   const int first = _mm256_cvtsi256_si32(sums), second = _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1));
@@ -69,8 +70,16 @@ void quantize_usable_block(const float* x, __m128 groups, float top, ActivationB
   block.moved = -128.0f * static_cast<float>(first + second);
 }
 
+void order_in_pairs(int8_t* q) {
+  const __m256i halves = _mm256_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15,  //
+                                          0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+  auto* at = reinterpret_cast<__m256i*>(q);
+  _mm256_storeu_si256(at, _mm256_shuffle_epi8(_mm256_loadu_si256(at), halves));
+}
+
 }  // namespace
 
+template <Order O>
 void quantize_avx2(const float* x, int blocks, const ActivationRows& to, int n, int first) {
   ActivationBlock* row = to.row(n) + first;
   for (int block = 0; block < blocks; ++block, ++row, x += kBlock) {
@@ -81,7 +90,11 @@ void quantize_avx2(const float* x, int blocks, const ActivationRows& to, int n, 
     } else {
       quantize_block(x, *row);
     }
+    if constexpr (O == Order::Pairs) order_in_pairs(row->q);
   }
 }
+
+template void quantize_avx2<Order::Quads>(const float*, int, const ActivationRows&, int, int);
+template void quantize_avx2<Order::Pairs>(const float*, int, const ActivationRows&, int, int);
 
 }  // namespace corral

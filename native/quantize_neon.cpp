@@ -42,7 +42,7 @@ void quantize_usable_block(const float* x, float32x4_t groups, float top, Activa
   const int second = vgetq_lane_s32(sums, 2) + vgetq_lane_s32(sums, 3);
   vst1q_s8(block.q, low);
   vst1q_s8(block.q + 16, high);
-  vst1q_s16(block.pairs[0], vreinterpretq_s16_s32(vorrq_s32(whole, vshlq_n_s32(whole, 16))));
+  vst1_s16(block.whole, vmovn_s32(whole));
   vst1q_f32(block.factor, factors);
   block.scale = top / kSteps;
   block.half_sum[0] = block.scale * static_cast<float>(first);

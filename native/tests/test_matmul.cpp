@@ -49,8 +49,8 @@ std::vector<Value> made(int count, const Make& make) {
   return values;
 }
 
-Matrix packed(const Kind& kind, int rows, int cols, Random& random, const Code& code) {
-  Matrix matrix(rows, cols, kind.codes, kind.scales, kind.group, kind.zero);
+Matrix packed(const Kind& kind, Order order, int rows, int cols, Random& random, const Code& code) {
+  Matrix matrix(rows, cols, kind.codes, kind.scales, kind.group, kind.zero, order);
   const int groups = rows * cols / kind.group;
   std::vector<uint8_t> codes;
   for (int i = 0; i < rows * cols; ++i) codes.push_back(code(i % cols));
@@ -66,18 +66,20 @@ Matrix packed(const Kind& kind, int rows, int cols, Random& random, const Code& 
 class Activations {
  public:
   Activations(const MatmulKernels& kernels, const std::vector<float>& x, int cols)
-      : count_(static_cast<int>(x.size()) / cols), cols_(cols), size_(activations_bytes(cols) * x.size() / cols),
+      : order_(kernels.order), count_(static_cast<int>(x.size()) / cols), cols_(cols), size_(activations_bytes(cols) * x.size() / cols),
         memory_(static_cast<std::byte*>(std::aligned_alloc(64, size_))) {
     std::memset(memory_.get(), 0, size_);
     for (int n = 0; n < count_; ++n) kernels.quantize(x.data() + n * cols, cols / kBlock, rows(), n, 0);
   }
 
   ActivationRows rows() const { return {memory_.get(), cols_}; }
-  // The same blocks; what else a kernel keeps of a row is its own affair.
+  // The same blocks, in whatever order their codes lie.
   bool operator==(const Activations& other) const {
-    const size_t bytes = static_cast<size_t>(cols_ / kBlock) * sizeof(ActivationBlock);
     for (int n = 0; n < count_; ++n) {
-      if (std::memcmp(rows().row(n), other.rows().row(n), bytes) != 0) return false;
+      for (int block = 0; block < cols_ / kBlock; ++block) {
+        const ActivationBlock mine = ordered(n, block), theirs = other.ordered(n, block);
+        if (std::memcmp(&mine, &theirs, sizeof mine) != 0) return false;
+      }
     }
     return true;
   }
@@ -86,6 +88,15 @@ class Activations {
   struct Free {
     void operator()(std::byte* memory) const { std::free(memory); }
   };
+
+  ActivationBlock ordered(int n, int block) const {
+    const ActivationBlock& from = rows().row(n)[block];
+    ActivationBlock to = from;
+    for (int i = 0; i < kBlock; ++i) to.q[column_of(order_, i / 4, i % 4)] = from.q[i];
+    return to;
+  }
+
+  Order order_;
   int count_, cols_;
   size_t size_;
   std::unique_ptr<std::byte[], Free> memory_;
@@ -146,12 +157,12 @@ void test_extremes(const MatmulKernels& kernels, const Kind& kind, Random& rando
   const std::vector<uint8_t> extremes =
       kind.codes == Codes::S8 ? std::vector<uint8_t>{0x80, 0x81, 0x7f} : std::vector<uint8_t>{0, 0xff};
   for (uint8_t extreme : extremes) {
-    const Matrix matrix = packed(kind, 16, kCols, random, [&](int) { return extreme; });
+    const Matrix matrix = packed(kind, kernels.order, 16, kCols, random, [&](int) { return extreme; });
     compare(kernels, matrix, x, name_of(kind) + ", extreme code " + std::to_string(extreme));
   }
   // Codes with the sign of the last pattern's activations, or against it.
   for (int with : {0, 1}) {
-    const Matrix matrix = packed(kind, 8, kCols, random, [&](int col) {
+    const Matrix matrix = packed(kind, kernels.order, 8, kCols, random, [&](int col) {
       return static_cast<uint8_t>((x[static_cast<size_t>(4 * kCols + col)] > 0) == (with == 1) ? 0x7f : 0x80);
     });
     compare(kernels, matrix, x, name_of(kind) + ", signed codes");
@@ -178,7 +189,7 @@ void test_quantize(const MatmulKernels& kernels, Random& random) {
 // A row that is not finite spoils its own results and no other row's.
 void test_poison(const MatmulKernels& kernels, const Kind& kind, Random& random) {
   constexpr int kCols = 256;
-  const Matrix matrix = packed(kind, 13, kCols, random, random_codes(random));
+  const Matrix matrix = packed(kind, kernels.order, 13, kCols, random, random_codes(random));
   std::vector<float> x = random.numbers(5 * kCols);
   const auto multiply = [&] {
     return product(kernels, matrix, Activations(kernels, x, kCols).rows(), {5, 0, 2}, 13);
@@ -209,15 +220,15 @@ void test_matmul(Isa isa) {
   test_quantize(kernels, random);
   for (const Kind& kind : kinds()) {
     constexpr int kWide = 72 * kBlock;  // more than a segment of blocks, and whole super-blocks
-    const Matrix matrix = packed(kind, 37, 512, random, random_codes(random));
+    const Matrix matrix = packed(kind, kernels.order, 37, 512, random, random_codes(random));
     compare(kernels, matrix, random.numbers(kMostTokens * 512), name_of(kind));
-    const Matrix wide = packed(kind, 21, kWide, random, random_codes(random));
+    const Matrix wide = packed(kind, kernels.order, 21, kWide, random, random_codes(random));
     compare(kernels, wide, random.numbers(10 * kWide), name_of(kind) + ", wide");
     test_extremes(kernels, kind, random);
     test_poison(kernels, kind, random);
     if (is_super(kind.scales)) continue;
     for (int cols : {32, 96, 65 * kBlock}) {
-      const Matrix odd = packed(kind, 9, cols, random, random_codes(random));
+      const Matrix odd = packed(kind, kernels.order, 9, cols, random, random_codes(random));
       compare(kernels, odd, random.numbers(5 * cols), name_of(kind) + ", columns " + std::to_string(cols));
     }
   }
@@ -229,7 +240,7 @@ void test_float_matmul(Isa isa) {
   constexpr int kRows = 21;
   for (Codes codes : {Codes::F32, Codes::F16, Codes::BF16}) {
     for (int cols : {1, 2, 3, 4, 67, 256}) {
-      Matrix matrix(kRows, cols, codes, Scales::None, 0, 0);
+      Matrix matrix(kRows, cols, codes, Scales::None, 0, 0, Order::Quads);
       matrix.pack_floats(0, kRows, random.numbers(kRows * cols).data());
       const std::vector<float> x = random.numbers(kMostTokens * cols);
       const size_t ld = kRows + 3;

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 class Matrix:
     """A weight matrix in panels of 8 rows."""
 
-    def __init__(self, rows: int, cols: int, codes: str, scales: str, group: int, zero: int) -> None: ...
+    def __init__(
+        self, rows: int, cols: int, codes: str, scales: str, group: int, zero: int, isa: str
+    ) -> None: ...
     def pack(
         self,
         first_row: int,

@@ -89,9 +89,9 @@ def pack_rows(matrix: native.Matrix, groups: Groups, start: int, stop: int) -> N
     )
 
 
-def packed(kind: Kind, groups: Groups) -> native.Matrix:
+def packed(kind: Kind, groups: Groups, isa: str) -> native.Matrix:
     rows, cols = groups.codes.shape
-    matrix = native.Matrix(rows, cols, kind.codes, kind.scales, kind.group, groups.zero)
+    matrix = native.Matrix(rows, cols, kind.codes, kind.scales, kind.group, groups.zero, isa)
     pack_rows(matrix, groups, 0, rows)
     return matrix
 
@@ -137,23 +137,23 @@ def expected_product(groups: Groups, x: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def assert_equals_pipeline(kind: Kind, groups: Groups, x: np.ndarray, isa: str) -> None:
-    out = native.matmul(packed(kind, groups), x, 1, isa)
+    out = native.matmul(packed(kind, groups, isa), x, 1, isa)
     expected, size = expected_product(groups, x)
     assert out.dtype == np.float32
     assert np.all(np.abs(out - expected) <= 1e-6 * size + 1e-30)
 
 
 @pytest.mark.parametrize("rows", ROWS)
-def test_dequantised_rows_equal_those_of_groups(kind: Kind, rows: int):
+def test_dequantised_rows_equal_those_of_groups(kind: Kind, rows: int, isa: str):
     groups = random_groups(kind, rows)
-    matrix = packed(kind, groups)
+    matrix = packed(kind, groups, isa)
     got = np.stack([matrix.dequantize_row(row) for row in range(rows)])
     assert np.array_equal(got, groups.dequantize())
 
 
-def test_packing_in_parts_gives_the_same_matrix(kind: Kind):
+def test_packing_in_parts_gives_the_same_matrix(kind: Kind, isa: str):
     groups = random_groups(kind, 21)
-    matrix = native.Matrix(21, COLS, kind.codes, kind.scales, kind.group, groups.zero)
+    matrix = native.Matrix(21, COLS, kind.codes, kind.scales, kind.group, groups.zero, isa)
     for start, stop in ((16, 21), (0, 8), (8, 16)):
         pack_rows(matrix, groups, start, stop)
     got = np.stack([matrix.dequantize_row(row) for row in range(21)])
@@ -205,13 +205,13 @@ def test_extreme_codes_against_the_sign_of_the_activations_do_not_saturate(isa: 
 
 def test_product_is_close_to_that_of_float_weights(kind: Kind, isa: str):
     groups, x = random_groups(kind, 21), random_rows(7)
-    out = native.matmul(packed(kind, groups), x, 1, isa)
+    out = native.matmul(packed(kind, groups, isa), x, 1, isa)
     exact = x.astype(np.float64) @ groups.dequantize().astype(np.float64).T
     assert np.linalg.norm(out - exact) < 0.01 * np.linalg.norm(exact)
 
 
 def test_bits_do_not_depend_on_the_number_of_rows(kind: Kind, isa: str):
-    matrix, x = packed(kind, random_groups(kind, 21)), random_rows(MOST_TOKENS)
+    matrix, x = packed(kind, random_groups(kind, 21), isa), random_rows(MOST_TOKENS)
     together = native.matmul(matrix, x, 1, isa)
     for n in range(1, MOST_TOKENS + 1):
         assert np.array_equal(native.matmul(matrix, x[:n], 1, isa), together[:n])
@@ -219,7 +219,7 @@ def test_bits_do_not_depend_on_the_number_of_rows(kind: Kind, isa: str):
 
 
 def test_bits_do_not_depend_on_threads_or_panels(kind: Kind, isa: str):
-    matrix, x = packed(kind, random_groups(kind, 60)), random_rows(6)
+    matrix, x = packed(kind, random_groups(kind, 60), isa), random_rows(6)
     alone = native.matmul(matrix, x, 1, isa, chunk=1000)
     for threads, chunk in product((1, 2, 3), (1, 2, 3, 5)):
         assert np.array_equal(native.matmul(matrix, x, threads, isa, chunk=chunk), alone)
@@ -227,8 +227,11 @@ def test_bits_do_not_depend_on_threads_or_panels(kind: Kind, isa: str):
 
 @pytest.mark.parametrize("other", ISAS[1:])
 def test_every_instruction_set_gives_the_same_bits(kind: Kind, other: str):
-    matrix, x = packed(kind, random_groups(kind, 37, 2304)), random_rows(MOST_TOKENS, 2304)
-    assert np.array_equal(native.matmul(matrix, x, 1, other), native.matmul(matrix, x, 1, "scalar"))
+    groups, x = random_groups(kind, 37, 2304), random_rows(MOST_TOKENS, 2304)
+    scalar, fast = packed(kind, groups, "scalar"), packed(kind, groups, other)
+    expected = native.matmul(scalar, x, 1, "scalar")
+    assert np.array_equal(native.matmul(fast, x, 1, other), expected)
+    assert np.array_equal(native.matmul(fast, x, 1, "scalar"), expected)
 
 
 def bf16(values: np.ndarray) -> np.ndarray:
@@ -240,7 +243,7 @@ def bf16(values: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("cols", [1, 2, 3, 4, 67, 256])
 def test_float_matrix_multiplies_with_the_same_bits_everywhere(codes: str, cols: int):
     weights, x = random_rows(21, cols), random_rows(MOST_TOKENS, cols, seed=2)
-    matrix = native.Matrix(21, cols, codes, "none", 0, 0)
+    matrix = native.Matrix(21, cols, codes, "none", 0, 0, "scalar")
     matrix.pack_floats(16, weights[16:])
     matrix.pack_floats(0, weights[:16])
     stored = bf16(weights) if codes == "bf16" else weights.astype(FLOATS[codes]).astype(np.float32)
@@ -254,7 +257,7 @@ def test_float_matrix_multiplies_with_the_same_bits_everywhere(codes: str, cols:
 
 def test_no_rows_give_no_results(isa: str):
     kind = Kind("u4", "half", 32)
-    assert native.matmul(packed(kind, random_groups(kind, 9)), random_rows(0), 2, isa).shape == (0, 9)
+    assert native.matmul(packed(kind, random_groups(kind, 9), isa), random_rows(0), 2, isa).shape == (0, 9)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e-3, 1.0, 1e4, 1e30])
@@ -276,7 +279,7 @@ def test_activations_too_small_to_divide_by_become_zero(isa: str):
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_a_row_that_is_not_finite_spoils_no_other_row(kind: Kind, isa: str, poison: float):
-    matrix, x = packed(kind, random_groups(kind, 21)), random_rows(5)
+    matrix, x = packed(kind, random_groups(kind, 21), isa), random_rows(5)
     clean = native.matmul(matrix, x, 1, isa)
     x[2, 77] = poison
     out = native.matmul(matrix, x, 1, isa)
@@ -305,13 +308,13 @@ def test_impossible_matrix_is_refused(
     rows: int, cols: int, codes: str, scales: str, group: int, zero: int, message: str
 ):
     with pytest.raises(ValueError, match=message):
-        native.Matrix(rows, cols, codes, scales, group, zero)
+        native.Matrix(rows, cols, codes, scales, group, zero, "scalar")
 
 
 @pytest.mark.parametrize(("start", "stop"), [(4, 12), (0, 12), (16, 24), (24, 29), (-8, 0)])
-def test_rows_out_of_place_are_refused(start: int, stop: int):
+def test_rows_out_of_place_are_refused(start: int, stop: int, isa: str):
     kind = Kind("u4", "half", 32)
-    matrix = native.Matrix(21, COLS, kind.codes, kind.scales, kind.group, kind.zero)
+    matrix = native.Matrix(21, COLS, kind.codes, kind.scales, kind.group, kind.zero, isa)
     groups = random_groups(kind, stop - start)
     with pytest.raises(ValueError, match="wrong matrix"):
         matrix.pack(start, groups.codes, groups.scale.view(np.uint16), None, None, None)
@@ -319,7 +322,7 @@ def test_rows_out_of_place_are_refused(start: int, stop: int):
 
 def test_arrays_of_the_wrong_shape_or_type_are_refused():
     kind = Kind("u4", "half", 32)
-    matrix, groups = native.Matrix(16, COLS, "u4", "half", 32, 8), random_groups(kind, 16)
+    matrix, groups = native.Matrix(16, COLS, "u4", "half", 32, 8, "scalar"), random_groups(kind, 16)
     codes, scale = groups.codes, groups.scale.view(np.uint16)
     for wrong in ((codes[:, :-32], scale), (codes, scale[:8]), (codes, scale[:, :1])):
         with pytest.raises(ValueError, match="wrong shape"):
@@ -328,9 +331,17 @@ def test_arrays_of_the_wrong_shape_or_type_are_refused():
         with pytest.raises(TypeError):
             matrix.pack(0, *wrong, None, None, None)
     with pytest.raises(ValueError, match="missing"):
-        native.Matrix(16, COLS, "u4", "half_offset", 32, 0).pack(0, codes, scale, None, None, None)
+        native.Matrix(16, COLS, "u4", "half_offset", 32, 0, "scalar").pack(0, codes, scale, None, None, None)
     with pytest.raises(ValueError, match="width"):
         native.matmul(matrix, random_rows(2, 64), 1, "scalar")
+
+
+@pytest.mark.skipif("avx512vnni" not in ISAS, reason="needs two kernels that order columns differently")
+def test_matrix_packed_for_other_instructions_is_refused():
+    kind = Kind("u4", "half", 32)
+    matrix = packed(kind, random_groups(kind, 8), "avx2")
+    with pytest.raises(ValueError, match="other instructions"):
+        native.matmul(matrix, random_rows(1), 1, "avx512vnni")
 
 
 MEASURE = """
@@ -341,7 +352,7 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 codes, scale = np.ones((64, 4096), np.uint8), np.ones((64, 128), np.uint16)
 before = resident()
-matrices = [_native.Matrix(64, 4096, "u4", "half", 32, 8) for _ in range(400)]
+matrices = [_native.Matrix(64, 4096, "u4", "half", 32, 8, "scalar") for _ in range(400)]
 for matrix in matrices:
     matrix.pack(0, codes, scale, None, None, None)
 print(sum(matrix.nbytes for matrix in matrices), resident() - before)

@@ -114,7 +114,7 @@ def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked 
             vector_bytes += values.nbytes
         else:
             if id(tensor) not in packed:
-                packed[id(tensor)] = _pack(tensor)
+                packed[id(tensor)] = _pack(tensor, native.isa)
             native.add_matrix(packed[id(tensor)])
         if on_packed is not None:
             on_packed(tensor.name)
@@ -134,12 +134,12 @@ def _vectors_of(op: object) -> tuple[int, ...]:
             return ()
 
 
-def _pack(tensor: QTensor) -> _native.Matrix:
+def _pack(tensor: QTensor, isa: str) -> _native.Matrix:
     matrix: _native.Matrix | None = None
     for start, stop in tensor.ranges(multiple=PANEL_ROWS):
         part = tensor.decode(start, stop)
         if matrix is None:
-            matrix = _empty_matrix(tensor, part)
+            matrix = _empty_matrix(tensor, part, isa)
         if isinstance(part, Groups):
             _pack_groups(matrix, start, part)
         else:
@@ -149,17 +149,17 @@ def _pack(tensor: QTensor) -> _native.Matrix:
     return matrix
 
 
-def _empty_matrix(tensor: QTensor, part: Groups | NDArray[np.float32]) -> _native.Matrix:
+def _empty_matrix(tensor: QTensor, part: Groups | NDArray[np.float32], isa: str) -> _native.Matrix:
     """A matrix of the kind that this first part of the tensor needs."""
     rows, cols = tensor.shape
     if not isinstance(part, Groups):
         codes = tensor.type_name.lower() if tensor.bits == 16 else "f32"
-        return _native.Matrix(rows, cols, codes, "none", 0, 0)
+        return _native.Matrix(rows, cols, codes, "none", 0, 0, isa)
     codes = "s8" if tensor.bits == 8 else f"u{tensor.bits}"
     kind = "half" if part.sub_scale is None else "super"
     if part.offset is not None:
         kind += "_offset"
-    return _native.Matrix(rows, cols, codes, kind, part.group, part.zero)
+    return _native.Matrix(rows, cols, codes, kind, part.group, part.zero, isa)
 
 
 def _pack_groups(matrix: _native.Matrix, start: int, part: Groups) -> None:
