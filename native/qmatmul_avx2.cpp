@@ -22,29 +22,26 @@ Vector four(const ActivationBlock& x, int g) {
   return _mm256_set1_epi32(codes);
 }
 
-// The 8 vectors of a block's unsigned codes.
-template <Codes C>
-inline void unpack(const std::byte* block, Vector w[8]) {
-  const Vector nibble = _mm256_set1_epi8(15);
-  for (int g = 0; g < 4; ++g) {
-    const Vector both = load(block, g);
-    w[g] = _mm256_and_si256(both, nibble);
-    w[g + 4] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+// The 4 vectors of half a block's unsigned codes.
+template <Codes C, int Half>
+inline void unpack(const std::byte* block, Vector w[4]) {
+  for (int i = 0; i < 4; ++i) {
+    const Vector both = load(block, i), at = Half == 0 ? both : _mm256_srli_epi16(both, 4);
+    w[i] = _mm256_and_si256(at, _mm256_set1_epi8(15));
   }
   if constexpr (C == Codes::U5) {
     const Vector high = load(block, 4), bit = _mm256_set1_epi8(16);
-    for (int g = 0; g < 8; ++g) {
-      const Vector at = g < 4 ? _mm256_slli_epi16(high, 4 - g) : _mm256_srli_epi16(high, g - 4);
-      w[g] = _mm256_or_si256(w[g], _mm256_and_si256(at, bit));
+    for (int i = 0; i < 4; ++i) {
+      const Vector at = Half == 0 ? _mm256_slli_epi16(high, 4 - i) : _mm256_srli_epi16(high, i);
+      w[i] = _mm256_or_si256(w[i], _mm256_and_si256(at, bit));
     }
   }
   if constexpr (C == Codes::U6) {
-    const Vector bits = _mm256_set1_epi8(48);
-    for (int g = 0; g < 8; ++g) {
-      const Vector high = load(block, 4 + g / 4);
-      const int shift = 4 - 2 * (g % 4);
+    const Vector high = load(block, 4 + Half), bits = _mm256_set1_epi8(48);
+    for (int i = 0; i < 4; ++i) {
+      const int shift = 4 - 2 * i;
       const Vector at = shift >= 0 ? _mm256_slli_epi16(high, shift) : _mm256_srli_epi16(high, -shift);
-      w[g] = _mm256_or_si256(w[g], _mm256_and_si256(at, bits));
+      w[i] = _mm256_or_si256(w[i], _mm256_and_si256(at, bits));
     }
   }
 }
@@ -54,19 +51,6 @@ inline Vector factors(const ActivationBlock& x, int half) {
   int32_t pair;
   __builtin_memcpy(&pair, x.whole + 2 * half, sizeof pair);
   return _mm256_set1_epi32(pair);
-}
-
-// Sum of code * q over vectors g and g + 1, by pairs of columns.
-inline Vector two_sums(const Vector w[8], const ActivationBlock& x, int g) {
-  return _mm256_add_epi16(_mm256_maddubs_epi16(w[g], four(x, g)), _mm256_maddubs_epi16(w[g + 1], four(x, g + 1)));
-}
-
-// Sum of factor * code * q over a half block. 16 bits hold the sums of four vectors of U5, of two of U6.
-template <Codes C>
-inline Vector half_sum(const Vector w[8], const ActivationBlock& x, int half) {
-  const Vector low = two_sums(w, x, 4 * half), high = two_sums(w, x, 4 * half + 2), by = factors(x, half);
-  if constexpr (C == Codes::U6) return _mm256_add_epi32(_mm256_madd_epi16(low, by), _mm256_madd_epi16(high, by));
-  return _mm256_madd_epi16(_mm256_add_epi16(low, high), by);
 }
 
 inline __m256 add_whole(Vector sum, const BlockScales& by, const ActivationBlock& x, bool offset, __m256 acc) {
@@ -97,26 +81,34 @@ using PlainBlock = Vector[8];
 // What multiply_tile reads: the panel's own planes, or blocks unpacked before.
 enum class Source { Panel, Plain };
 
-template <Codes C, Source S>
-inline void load_codes(const std::byte* codes, Vector w[8]) {
-  if constexpr (S == Source::Panel) return unpack<C>(codes, w);
-  for (int g = 0; g < 8; ++g) w[g] = load(codes, g);
+// Keeps the compiler from moving a sum's terms: it would gather them, and run out of registers.
+inline void in_order(Vector& sum) { asm("" : "+x"(sum)); }
+
+// Sum of factor * code * q over a half block. 16 bits hold the sums of four vectors of U5, of two of U6.
+template <Codes C, int Half>
+inline Vector half_sum(const Vector w[4], const ActivationBlock& x) {
+  const auto product = [&](int i) { return _mm256_maddubs_epi16(w[i], four(x, 4 * Half + i)); };
+  const Vector low = _mm256_add_epi16(product(0), product(1)), high = _mm256_add_epi16(product(2), product(3));
+  const Vector by = factors(x, Half);
+  if constexpr (C == Codes::U6) return _mm256_add_epi32(_mm256_madd_epi16(low, by), _mm256_madd_epi16(high, by));
+  return _mm256_madd_epi16(_mm256_add_epi16(low, high), by);
 }
 
-template <Codes C, Source S, Grouping G, int T>
-inline void unsigned_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
-                           __m256* acc) {
-  Vector w[8];
-  load_codes<C, S>(codes, w);
+// The half sums of T rows.
+template <Codes C, Source S, int Half, int T>
+inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
+  Vector w[4];
+  if constexpr (S == Source::Panel) {
+    unpack<C, Half>(codes, w);
+  } else {
+    for (int i = 0; i < 4; ++i) w[i] = load(codes, 4 * Half + i);
+  }
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    const ActivationBlock& xb = x[t][block];
-    acc[t] = add_sums<G>(half_sum<C>(w, xb, 0), half_sum<C>(w, xb, 1), by, xb, acc[t]);
+    sums[t] = half_sum<C, Half>(w, x[t][block]);
+    if constexpr (Half == 1) in_order(sums[t]);
   }
 }
-
-// Keeps the compiler from gathering a sum's terms to add them in another order: it would run out of registers.
-inline void in_order(Vector& sum) { asm("" : "+x"(sum)); }
 
 // Signed codes: |w| * (x with w's sign), widened at once.
 template <int Half, int T>
@@ -135,12 +127,19 @@ inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x,
   }
 }
 
-template <Grouping G, int T>
-inline void signed_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
-                         __m256* acc) {
+// Adds a block of a panel times T rows: half by half for all the rows, so that what is in hand stays in registers and
+// a sum is there when it is wanted.
+template <Codes C, Source S, Grouping G, int T>
+inline void multiply_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
+                           __m256* acc) {
   Vector first[T], second[T];
-  signed_sums<0, T>(codes, x, block, first);
-  signed_sums<1, T>(codes, x, block, second);
+  if constexpr (C == Codes::S8) {
+    signed_sums<0, T>(codes, x, block, first);
+    signed_sums<1, T>(codes, x, block, second);
+  } else {
+    unsigned_sums<C, S, 0, T>(codes, x, block, first);
+    unsigned_sums<C, S, 1, T>(codes, x, block, second);
+  }
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) acc[t] = add_sums<G>(first[t], second[t], by, x[t][block], acc[t]);
 }
@@ -152,11 +151,7 @@ inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, in
   constexpr size_t kStride = S == Source::Plain ? sizeof(PlainBlock) : kCodeBytes<C>;
   for (int block = 0; block < blocks; ++block, codes += kStride) {
     ahead.fetch<kCodeBytes<C>>();
-    if constexpr (C == Codes::S8) {
-      signed_block<G, T>(codes, scales.block[block], block, x, acc);
-    } else {
-      unsigned_block<C, S, G, T>(codes, scales.block[block], block, x, acc);
-    }
+    multiply_block<C, S, G, T>(codes, scales.block[block], block, x, acc);
   }
 }
 
@@ -185,7 +180,10 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
   if constexpr (C != Codes::S8) {
     if (n_rows > 2 * kMostRows) {
       PlainBlock plain[kSegmentBlocks];
-      for (int block = 0; block < blocks; ++block) unpack<C>(codes + block * kCodeBytes<C>, plain[block]);
+      for (int block = 0; block < blocks; ++block) {
+        unpack<C, 0>(codes + block * kCodeBytes<C>, plain[block]);
+        unpack<C, 1>(codes + block * kCodeBytes<C>, plain[block] + 4);
+      }
       const auto* bytes = reinterpret_cast<const std::byte*>(plain);
       return multiply_tiles<C, G, Source::Plain>(bytes, codes, scales, begin, blocks, x, n_rows, strip, column);
     }
