@@ -58,12 +58,15 @@ constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C ==
 constexpr int kFloatChains = 4;
 constexpr int kSegmentBlocks = 64;  // blocks whose scales are expanded at a time: they and their codes fit the first cache
 
-// Splits n rows into tiles of nearly equal width up to `Most` and calls body(constant<width>, first row).
+// Splits n rows into tiles of nearly equal width up to `Most`, the wider first, and calls body(constant<width>, first
+// row).
 template <int Most, class Body>
 inline void for_tiles(int n, const Body& body) {
   const int tiles = (n + Most - 1) / Most;
+  if (tiles == 0) return;
+  const int narrow = n / tiles, wider = n % tiles;
   for (int tile = 0, row = 0; tile < tiles; ++tile) {
-    const int width = (n - row + tiles - tile - 1) / (tiles - tile);
+    const int width = narrow + (tile < wider);
     [&]<int... W>(std::integer_sequence<int, W...>) {
       ((width == W + 1 ? body(std::integral_constant<int, W + 1>{}, row) : void()), ...);
     }(std::make_integer_sequence<int, Most>{});

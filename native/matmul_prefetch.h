@@ -27,18 +27,30 @@ struct Ahead {
   const std::byte* at;
   size_t step;
 
-  // Of the tile of rows [first, first + width) of n; the segment's codes begin at `codes`.
-  template <size_t BlockBytes>
-  static Ahead share(const std::byte* codes, int blocks, int first, int width, int n) {
-    const auto part = [n](size_t bytes, int rows) { return bytes * static_cast<size_t>(rows) / static_cast<size_t>(n); };
-    return {codes + part(BlockBytes * static_cast<size_t>(blocks), first), part(BlockBytes, width)};
-  }
-
   template <size_t BlockBytes>
   void fetch() {
     prefetch<BlockBytes>(at);
     at += step;
   }
+};
+
+// Shares out a segment of blocks among the tiles of n rows.
+template <size_t BlockBytes>
+class Shares {
+ public:
+  Shares(const std::byte* codes, int blocks, int n)
+      : codes_(codes), blocks_(static_cast<size_t>(blocks)), row_((BlockBytes << kFraction) / static_cast<size_t>(n)) {}
+
+  // That of the tile of rows [first, first + width).
+  Ahead of(int first, int width) const {
+    const auto rows = [this](int count) { return row_ * static_cast<size_t>(count); };
+    return {codes_ + (rows(first) * blocks_ >> kFraction), rows(width) >> kFraction};
+  }
+
+ private:
+  static constexpr int kFraction = 8;  // bits: a division for each tile would take as long as a block
+  const std::byte* codes_;
+  size_t blocks_, row_;  // bytes of a block that fall to one row
 };
 
 }  // namespace

@@ -79,6 +79,7 @@ class Program {
   // out[(row - rows.begin) * ld + m] = x[row] times row m of the matrix, for the rows of these panels.
   void multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out, size_t ld) const;
   int panels_of_a_chunk(const Matrix& matrix, int rows, int panels) const;
+  void multiply_chunk(const Linear& op, RowRange rows, PanelRange panels);
   void add_bias(int bias, int out, RowRange rows, PanelRange panels);
   void sample(const Head& op, RowRange rows);
   // Logits [begin, end) of these rows, in the thread's strip.

@@ -28,17 +28,14 @@ ActivationRows Program::activations(int x) const {
 
 void Program::multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out,
                        size_t ld) const {
-  for (int row = rows.begin; row < rows.end; row += kActivationRows) {
-    const int n = std::min(kActivationRows, rows.end - row);
-    float* to = out + (row - rows.begin) * static_cast<int64_t>(ld);
-    if (matrix.quantised()) {
-      ActivationRows from = activations(x);
-      from.memory += activations_bytes(from.cols) * static_cast<size_t>(row);
-      kernels_.matmul->matmul_panels(matrix, from, n, panels.begin, panels.end, to, ld);
-    } else {
-      const int width = model.buffers[x].width;
-      kernels_.matmul->matmul_panels_float(matrix, row_of(x, row), width, n, panels.begin, panels.end, to, ld);
-    }
+  const int n = rows.end - rows.begin;
+  if (matrix.quantised()) {
+    ActivationRows from = activations(x);
+    from.memory += activations_bytes(from.cols) * static_cast<size_t>(rows.begin);
+    kernels_.matmul->matmul_panels(matrix, from, n, panels.begin, panels.end, out, ld);
+  } else {
+    const int width = model.buffers[x].width;
+    kernels_.matmul->matmul_panels_float(matrix, row_of(x, rows.begin), width, n, panels.begin, panels.end, out, ld);
   }
 }
 
@@ -52,24 +49,31 @@ int Program::panels_of_a_chunk(const Matrix& matrix, int rows, int panels) const
 }
 
 void Program::run(const Linear& op) {
-  if (rows_in(op.x) == 0) return;
-  const RowRange rows{0, rows_in(op.x)};
+  const int rows = rows_in(op.x);
+  if (rows == 0) return;
   int panels = 0;
   for (int weight : op.weights) panels += matrix_of(weight).panels();
-  const int chunk = panels_of_a_chunk(matrix_of(op.weights[0]), rows.end, panels);
-  team_.run((panels + chunk - 1) / chunk, [&](int number, int) {
-    int first = number * chunk, end = std::min(first + chunk, panels);
-    for (size_t i = 0; i < op.weights.size() && end > 0; ++i) {
-      const Matrix& matrix = matrix_of(op.weights[i]);
-      const PanelRange range{std::max(first, 0), std::min(end, matrix.panels())};
-      if (range.begin < range.end) {
-        multiply(matrix, op.x, rows, range, row_of(op.outs[i], 0), static_cast<size_t>(matrix.rows()));
-        if (op.biases[i] != kNone) add_bias(op.biases[i], op.outs[i], rows, range);
-      }
-      first -= matrix.panels();
-      end -= matrix.panels();
-    }
+  const int size = panels_of_a_chunk(matrix_of(op.weights[0]), std::min(rows, kActivationRows), panels);
+  const int chunks = (panels + size - 1) / size, parts = (rows + kActivationRows - 1) / kActivationRows;
+  // All the panels for some rows, then for the next: a matrix is read again sooner than the activations of all rows.
+  team_.run(parts * chunks, [&](int number, int) {
+    const int row = number / chunks * kActivationRows, first = number % chunks * size;
+    multiply_chunk(op, {row, std::min(row + kActivationRows, rows)}, {first, std::min(first + size, panels)});
   });
+}
+
+// `panels` count through all the op's matrices.
+void Program::multiply_chunk(const Linear& op, RowRange rows, PanelRange panels) {
+  for (size_t i = 0; i < op.weights.size() && panels.end > 0; ++i) {
+    const Matrix& matrix = matrix_of(op.weights[i]);
+    const PanelRange range{std::max(panels.begin, 0), std::min(panels.end, matrix.panels())};
+    if (range.begin < range.end) {
+      multiply(matrix, op.x, rows, range, row_of(op.outs[i], rows.begin), static_cast<size_t>(matrix.rows()));
+      if (op.biases[i] != kNone) add_bias(op.biases[i], op.outs[i], rows, range);
+    }
+    panels.begin -= matrix.panels();
+    panels.end -= matrix.panels();
+  }
 }
 
 void Program::add_bias(int bias, int out, RowRange rows, PanelRange panels) {

@@ -160,6 +160,7 @@ inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, in
 template <Codes C, Grouping G, Source S>
 void multiply_tiles(const std::byte* codes, const std::byte* packed, const ScaleSegment& scales, int begin, int blocks,
                     const ActivationRows& x, int n_rows, const Strip& strip, int column) {
+  const Shares<kCodeBytes<C>> shares(packed + kAhead, blocks, n_rows);
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m256 acc[T];
@@ -168,8 +169,7 @@ void multiply_tiles(const std::byte* codes, const std::byte* packed, const Scale
       acc[t] = begin > 0 ? _mm256_load_ps(strip.rows[first + t] + column) : _mm256_setzero_ps();
       strip.fetch(first + t, column);
     }
-    const Ahead ahead = Ahead::share<kCodeBytes<C>>(packed + kAhead, blocks, first, T, n_rows);
-    multiply_tile<C, S, G, T>(codes, scales, blocks, rows, ahead, acc);
+    multiply_tile<C, S, G, T>(codes, scales, blocks, rows, shares.of(first, T), acc);
     for (int t = 0; t < T; ++t) _mm256_store_ps(strip.rows[first + t] + column, acc[t]);
   });
 }

@@ -157,6 +157,8 @@ inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* c
 template <Codes C, class Scaling>
 void multiply_segment(const Pair& pair, int begin, int blocks, const ActivationRows& x, int n_rows, const Strip& strip,
                       int column) {
+  const Shares<kCodeBytes<C>> low(pair.codes[0] + pair.ahead, blocks, n_rows);
+  const Shares<kCodeBytes<C>> high(pair.codes[1] + pair.ahead, blocks, n_rows);
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m512 acc[T];
@@ -165,10 +167,7 @@ void multiply_segment(const Pair& pair, int begin, int blocks, const ActivationR
       acc[t] = begin > 0 ? _mm512_load_ps(strip.rows[first + t] + column) : _mm512_setzero_ps();
       strip.fetch(first + t, column);
     }
-    const auto ahead = [&](int half) {
-      return Ahead::share<kCodeBytes<C>>(pair.codes[half] + pair.ahead, blocks, first, T, n_rows);
-    };
-    multiply_tile<C, Scaling, T>(pair, blocks, rows, ahead(0), ahead(1), acc);
+    multiply_tile<C, Scaling, T>(pair, blocks, rows, low.of(first, T), high.of(first, T), acc);
     for (int t = 0; t < T; ++t) _mm512_store_ps(strip.rows[first + t] + column, acc[t]);
   });
 }
