@@ -67,14 +67,6 @@ inline __m256 add_halves(Vector first, Vector second, const BlockScales& by, con
   return _mm256_fmadd_ps(_mm256_load_ps(by.group[1].offset), _mm256_broadcast_ss(&x.half_sum[1]), acc);
 }
 
-// Adds a block's two half sums.
-template <Grouping G>
-inline __m256 add_sums(Vector first, Vector second, const BlockScales& by, const ActivationBlock& x, __m256 acc) {
-  if constexpr (G == Grouping::Halves) return add_halves(first, second, by, x, acc);
-  return add_whole(_mm256_add_epi32(first, second), by, x, G == Grouping::Whole, acc);
-}
-
-
 // Codes unpacked to a byte each, [block][vector]: worth its pass where several tiles read a block.
 using PlainBlock = Vector[8];
 
@@ -94,8 +86,8 @@ inline Vector half_sum(const Vector w[4], const ActivationBlock& x) {
   return _mm256_madd_epi16(_mm256_add_epi16(low, high), by);
 }
 
-// The half sums of T rows.
-template <Codes C, Source S, int Half, int T>
+// The half sums of T rows; `Add`: to what is in `sums`.
+template <Codes C, Source S, int Half, bool Add, int T>
 inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
   Vector w[4];
   if constexpr (S == Source::Panel) {
@@ -105,13 +97,14 @@ inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* 
   }
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    sums[t] = half_sum<C, Half>(w, x[t][block]);
+    const Vector sum = half_sum<C, Half>(w, x[t][block]);
+    sums[t] = Add ? _mm256_add_epi32(sums[t], sum) : sum;
     if constexpr (Half == 1) in_order(sums[t]);
   }
 }
 
 // Signed codes: |w| * (x with w's sign), widened at once.
-template <int Half, int T>
+template <int Half, bool Add, int T>
 inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
 #pragma GCC unroll 4
   for (int g = 4 * Half; g < 4 * Half + 4; ++g) {
@@ -121,7 +114,7 @@ inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x,
       const ActivationBlock& xb = x[t][block];
       const Vector pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(xb, g), w));
       const Vector wide = _mm256_madd_epi16(pairs, factors(xb, Half));
-      sums[t] = g == 4 * Half ? wide : _mm256_add_epi32(sums[t], wide);
+      sums[t] = g == 4 * Half && !Add ? wide : _mm256_add_epi32(sums[t], wide);
       in_order(sums[t]);
     }
   }
@@ -132,16 +125,24 @@ inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x,
 template <Codes C, Source S, Grouping G, int T>
 inline void multiply_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
                            __m256* acc) {
-  Vector first[T], second[T];
+  constexpr bool kWhole = G != Grouping::Halves;
+  Vector first[T], halves[T], *second = kWhole ? first : halves;
   if constexpr (C == Codes::S8) {
-    signed_sums<0, T>(codes, x, block, first);
-    signed_sums<1, T>(codes, x, block, second);
+    signed_sums<0, false, T>(codes, x, block, first);
+    signed_sums<1, kWhole, T>(codes, x, block, second);
   } else {
-    unsigned_sums<C, S, 0, T>(codes, x, block, first);
-    unsigned_sums<C, S, 1, T>(codes, x, block, second);
+    unsigned_sums<C, S, 0, false, T>(codes, x, block, first);
+    unsigned_sums<C, S, 1, kWhole, T>(codes, x, block, second);
   }
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) acc[t] = add_sums<G>(first[t], second[t], by, x[t][block], acc[t]);
+  for (int t = 0; t < T; ++t) {
+    const ActivationBlock& xb = x[t][block];
+    if constexpr (kWhole) {
+      acc[t] = add_whole(first[t], by, xb, G == Grouping::Whole, acc[t]);
+    } else {
+      acc[t] = add_halves(first[t], second[t], by, xb, acc[t]);
+    }
+  }
 }
 
 // Adds `blocks` blocks of a panel times T rows to acc [T].
