@@ -1,4 +1,4 @@
-// Tiles of 8 weight rows by 1 to 4 rows of activations. A block of weights is unpacked once a tile.
+// Tiles of 8 weight rows by 1 to 6 rows of activations. A block of weights is unpacked once a tile.
 #include <immintrin.h>
 
 #include "matmul_scales_avx2.h"
@@ -8,7 +8,8 @@
 namespace corral {
 namespace {
 
-constexpr int kMostRows = 4;  // of a tile: 8 vectors of codes and 4 sums leave registers for the products
+constexpr int kMostRows = 6;  // of a tile: 6 half sums and 4 vectors of codes stay in registers, the rows' sums in the first cache
+constexpr int kPlainRows = 9;  // from which unpacking beforehand pays
 
 using Vector = __m256i;
 
@@ -95,7 +96,7 @@ inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* 
   } else {
     for (int i = 0; i < 4; ++i) w[i] = load(codes, 4 * Half + i);
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int t = 0; t < T; ++t) {
     const Vector sum = half_sum<C, Half>(w, x[t][block]);
     sums[t] = Add ? _mm256_add_epi32(sums[t], sum) : sum;
@@ -106,10 +107,10 @@ inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* 
 // Signed codes: |w| * (x with w's sign), widened at once.
 template <int Half, bool Add, int T>
 inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int g = 4 * Half; g < 4 * Half + 4; ++g) {
     const Vector w = load(codes, g), magnitude = _mm256_abs_epi8(w);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
       const ActivationBlock& xb = x[t][block];
       const Vector pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(xb, g), w));
@@ -134,7 +135,7 @@ inline void multiply_block(const std::byte* codes, const BlockScales& by, int bl
     unsigned_sums<C, S, 0, false, T>(codes, x, block, first);
     unsigned_sums<C, S, 1, kWhole, T>(codes, x, block, second);
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int t = 0; t < T; ++t) {
     const ActivationBlock& xb = x[t][block];
     if constexpr (kWhole) {
@@ -179,7 +180,7 @@ template <Codes C, Grouping G>
 void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int begin, int blocks,
                       const ActivationRows& x, int n_rows, const Strip& strip, int column) {
   if constexpr (C != Codes::S8) {
-    if (n_rows > 2 * kMostRows) {
+    if (n_rows >= kPlainRows) {
       PlainBlock plain[kSegmentBlocks];
       for (int block = 0; block < blocks; ++block) {
         unpack<C, 0>(codes + block * kCodeBytes<C>, plain[block]);
