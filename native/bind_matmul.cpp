@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "file_blocks.h"
 #include "kernels.h"
 #include "team.h"
 
@@ -76,6 +77,17 @@ void pack_floats(Matrix& matrix, int first_row, const Rows<float>& values) {
   const float* from = data_of<float>(values, values.shape(0), matrix.cols());
   nb::gil_scoped_release unlocked;
   matrix.pack_floats(first_row, static_cast<int>(values.shape(0)), from);
+}
+
+std::shared_ptr<Matrix> pack_file(const Rows<uint8_t>& raw, int cols, const std::string& type_name, const std::string& isa) {
+  const BlockType* type = block_type_by_name(type_name);
+  if (!type) throw std::invalid_argument("no blocks are of type '" + type_name + "'");
+  if (raw.shape(0) > INT32_MAX || cols < 1 || raw.shape(1) != static_cast<size_t>(cols / type->cols) * type->bytes) {
+    throw std::invalid_argument("a tensor's bytes do not go with its columns");
+  }
+  const Order order = choose_kernels(isa).matmul->order;
+  nb::gil_scoped_release unlocked;
+  return std::make_shared<Matrix>(pack_file_blocks(*type, raw.data(), static_cast<int>(raw.shape(0)), cols, order));
 }
 
 Result<float> dequantize_row(const Matrix& matrix, int row) {
@@ -163,7 +175,7 @@ void bind_matrix(nb::module_& m) {
       .def("pack", pack, nb::arg("first_row"), nb::arg("codes").noconvert(), nb::arg("scale").noconvert(),
            nb::arg("offset").noconvert().none(), nb::arg("sub_scale").noconvert().none(),
            nb::arg("sub_offset").noconvert().none(),
-           "Pack some rows of Groups; first_row and the number of rows are multiples of 8, except at the end.")
+           "Pack some rows of Groups (tests of kernels); first_row and the number of rows are multiples of 8, except at the end.")
       .def("pack_floats", pack_floats, nb::arg("first_row"), nb::arg("values").noconvert())
       .def("dequantize_row", dequantize_row, nb::arg("row"))
       .def_prop_ro("rows", &Matrix::rows)
@@ -177,6 +189,8 @@ void bind_matrix(nb::module_& m) {
 void bind_matmul(nb::module_& m) {
   using namespace corral;
   bind_matrix(m);
+  m.def("pack_file", pack_file, nb::arg("raw").noconvert(), nb::arg("cols"), nb::arg("type_name"), nb::arg("isa"),
+        "A matrix from the rows of a quantised tensor as a file has them.");
   m.def("matmul", matmul, nb::arg("matrix"), nb::arg("x").noconvert(), nb::arg("threads"), nb::arg("isa"),
         nb::arg("chunk") = 4, "x [N, cols] times the matrix's rows, as an executor does it: [N, rows].");
   m.def("quantize_row", quantize_row, nb::arg("x").noconvert(), nb::arg("isa"), "(codes, a scale for every 8 of them).");

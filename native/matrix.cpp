@@ -65,25 +65,28 @@ uint16_t load_half(const std::byte* from) {
   return bits;
 }
 
+// Lane g of columns that lie one after the other: its bytes 0, 1 and 2, 3 are neighbours in any order.
+template <Order kOrder>
+uint32_t lane_of(const uint8_t* columns, int g) {
+  return load_pair(columns + column_of(kOrder, g, 0)) | load_pair(columns + column_of(kOrder, g, 2)) << 16;
+}
+
 // One row's 32 codes as 8 lanes go into the row's lane of every plane of a block.
-void pack_row_block(Codes codes, Order order, const uint8_t* row, std::byte* to) {
-  uint32_t lanes[8];
-  for (int g = 0; g < 8; ++g) {  // bytes 0, 1 and bytes 2, 3 of a lane are neighbours in any order
-    lanes[g] = load_pair(row + column_of(order, g, 0)) | load_pair(row + column_of(order, g, 2)) << 16;
-  }
+template <Order kOrder>
+void pack_row_block(Codes codes, const uint8_t* row, std::byte* to) {
   if (codes == Codes::S8) {
-    for (int g = 0; g < 8; ++g) store_lane(to + g * kVector, lanes[g]);
+    for (int g = 0; g < 8; ++g) store_lane(to + g * kVector, lane_of<kOrder>(row, g));
     return;
   }
-  for (int g = 0; g < 4; ++g) {
-    store_lane(to + g * kVector, (lanes[g] & 0x0f0f0f0fu) | (lanes[g + 4] & 0x0f0f0f0fu) << 4);
-  }
+  uint8_t low[kBlock / 2];  // lanes g + 4 have the columns of lanes g, but 16 on
+  for (int i = 0; i < kBlock / 2; ++i) low[i] = static_cast<uint8_t>((row[i] & 15) | row[i + 16] << 4);
+  for (int g = 0; g < 4; ++g) store_lane(to + g * kVector, lane_of<kOrder>(low, g));
   uint32_t high[2] = {0, 0};
   if (codes == Codes::U5) {
-    for (int g = 0; g < 8; ++g) high[0] |= (lanes[g] >> 4 & 0x01010101u) << g;
+    for (int g = 0; g < 8; ++g) high[0] |= (lane_of<kOrder>(row, g) >> 4 & 0x01010101u) << g;
     store_lane(to + 4 * kVector, high[0]);
   } else if (codes == Codes::U6) {
-    for (int g = 0; g < 8; ++g) high[g / 4] |= (lanes[g] >> 4 & 0x03030303u) << 2 * (g % 4);
+    for (int g = 0; g < 8; ++g) high[g / 4] |= (lane_of<kOrder>(row, g) >> 4 & 0x03030303u) << 2 * (g % 4);
     store_lane(to + 4 * kVector, high[0]);
     store_lane(to + 5 * kVector, high[1]);
   }
@@ -161,10 +164,11 @@ void Matrix::pack(int first_row, int n_rows, const CodedRows& from) {
 void Matrix::pack_panel(int index, int rows, const CodedRows& from) {
   std::byte* panel = data_.get() + panel_bytes_ * static_cast<size_t>(index);
   if (rows < kPanelRows) std::memset(panel, 0, panel_bytes_);
+  const auto pack_block = order_ == Order::Quads ? pack_row_block<Order::Quads> : pack_row_block<Order::Pairs>;
   for (int row = 0; row < rows; ++row) {
     const uint8_t* codes = from.codes + static_cast<size_t>(row) * static_cast<size_t>(cols_);
     std::byte* to = panel + codes_at_ + 4 * row;
-    for (int b = 0; b < blocks(); ++b, codes += kBlock, to += block_code_bytes_) pack_row_block(codes_, order_, codes, to);
+    for (int b = 0; b < blocks(); ++b, codes += kBlock, to += block_code_bytes_) pack_block(codes_, codes, to);
   }
   is_super(scales_) ? pack_super_scales(panel, rows, from) : pack_scales(panel, rows, from);
 }

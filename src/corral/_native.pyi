@@ -20,7 +20,7 @@ class Matrix:
         sub_scale: NDArray[np.int8] | None,
         sub_offset: NDArray[np.uint8] | None,
     ) -> None:
-        """Pack some rows of Groups; first_row and the number of rows are multiples of 8, but at the end."""
+        """Pack some rows of Groups (tests of kernels): multiples of 8 rows, but at the end."""
 
     def pack_floats(self, first_row: int, values: NDArray[np.float32]) -> None: ...
     def dequantize_row(self, row: int) -> NDArray[np.float32]: ...
@@ -30,6 +30,9 @@ class Matrix:
     def cols(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+
+def pack_file(raw: NDArray[np.uint8], cols: int, type_name: str, isa: str) -> Matrix:
+    """A matrix from the rows of a quantised tensor as a file has them."""
 
 def matmul(
     matrix: Matrix, x: NDArray[np.float32], threads: int, isa: str, chunk: int = 4

@@ -24,7 +24,7 @@ from corral.models.program import (
     Select,
 )
 from corral.types import MAX_TOP_LOGPROBS
-from corral.weights.qtensor import Groups, QTensor
+from corral.weights.qtensor import QTensor
 
 NONE = -1  # a weight that an op does without
 PANEL_ROWS = 8  # rows are packed in multiples of it
@@ -135,42 +135,15 @@ def _vectors_of(op: object) -> tuple[int, ...]:
 
 
 def _pack(tensor: QTensor, isa: str) -> _native.Matrix:
-    matrix: _native.Matrix | None = None
-    for start, stop in tensor.ranges(multiple=PANEL_ROWS):
-        part = tensor.decode(start, stop)
-        if matrix is None:
-            matrix = _empty_matrix(tensor, part, isa)
-        if isinstance(part, Groups):
-            _pack_groups(matrix, start, part)
-        else:
-            matrix.pack_floats(start, np.ascontiguousarray(part, np.float32))
-    if matrix is None:
-        raise ValueError(f"tensor '{tensor.name}' has no rows")
-    return matrix
-
-
-def _empty_matrix(tensor: QTensor, part: Groups | NDArray[np.float32], isa: str) -> _native.Matrix:
-    """A matrix of the kind that this first part of the tensor needs."""
     rows, cols = tensor.shape
-    if not isinstance(part, Groups):
-        codes = tensor.type_name.lower() if tensor.bits == 16 else "f32"
-        return _native.Matrix(rows, cols, codes, "none", 0, 0, isa)
-    codes = "s8" if tensor.bits == 8 else f"u{tensor.bits}"
-    kind = "half" if part.sub_scale is None else "super"
-    if part.offset is not None:
-        kind += "_offset"
-    return _native.Matrix(rows, cols, codes, kind, part.group, part.zero, isa)
-
-
-def _pack_groups(matrix: _native.Matrix, start: int, part: Groups) -> None:
-    matrix.pack(
-        start,
-        np.ascontiguousarray(part.codes).view(np.uint8),
-        np.ascontiguousarray(part.scale).view(np.uint16),
-        None if part.offset is None else np.ascontiguousarray(part.offset).view(np.uint16),
-        None if part.sub_scale is None else np.ascontiguousarray(part.sub_scale).view(np.int8),
-        None if part.sub_offset is None else np.ascontiguousarray(part.sub_offset).view(np.uint8),
+    if not tensor.is_float:
+        return _native.pack_file(tensor.raw, cols, tensor.type_name, isa)
+    matrix = _native.Matrix(
+        rows, cols, tensor.type_name.lower() if tensor.bits == 16 else "f32", "none", 0, 0, isa
     )
+    for start, stop in tensor.ranges(multiple=PANEL_ROWS):
+        matrix.pack_floats(start, np.ascontiguousarray(tensor.decode(start, stop), np.float32))
+    return matrix
 
 
 def _add_linear(native: _native.Program, op: Linear) -> None:

@@ -1,0 +1,149 @@
+// Layouts: weights/formats.py, whose decoders say what every one of these must give.
+#include "file_blocks.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+namespace corral {
+namespace {
+
+uint16_t half_at(const uint8_t* from) {
+  uint16_t half;
+  std::memcpy(&half, from, sizeof half);
+  return half;
+}
+
+// `count` bytes' low nibbles, then their high ones.
+void split_nibbles(const uint8_t* from, int count, uint8_t* codes) {
+  for (int i = 0; i < count; ++i) {
+    codes[i] = from[i] & 15;
+    codes[i + count] = static_cast<uint8_t>(from[i] >> 4);
+  }
+}
+
+// The bits of a byte, each as bit 4 of one of eight codes.
+void add_fifth_bits(uint8_t bits, uint8_t* codes) {
+  constexpr uint64_t kEach = 0x0101010101010101u;
+  const uint64_t chosen = (bits * kEach) & 0x8040201008040201u;
+  uint64_t word;
+  std::memcpy(&word, codes, sizeof word);
+  word |= ((chosen + 0x7f * kEach) & 0x80 * kEach) >> 3;
+  std::memcpy(codes, &word, sizeof word);
+}
+
+template <bool HasOffset, bool HasFifth>
+void decode_flat(const uint8_t* block, const BlockParts& to) {
+  *to.scale = half_at(block);
+  if (HasOffset) *to.offset = half_at(block + 2);
+  block += HasOffset ? 4 : 2;
+  split_nibbles(block + (HasFifth ? 4 : 0), 16, to.codes);
+  for (int i = 0; HasFifth && i < 4; ++i) add_fifth_bits(block[i], to.codes + 8 * i);
+}
+
+void decode_q8_0(const uint8_t* block, const BlockParts& to) {
+  *to.scale = half_at(block);
+  std::memcpy(to.codes, block + 2, 32);
+}
+
+// Eight 6-bit scales and minimums in 12 bytes: four of each, whose upper 2 bits belong to the last four, whose low
+// 4 bits follow.
+void decode_sub_scales(const uint8_t* from, const BlockParts& to) {
+  for (int i = 0; i < 4; ++i) {
+    to.sub_scale[i] = from[i] & 63;
+    to.sub_offset[i] = from[4 + i] & 63;
+    to.sub_scale[4 + i] = static_cast<uint8_t>((from[8 + i] & 15) | (from[i] >> 2 & 48));
+    to.sub_offset[4 + i] = static_cast<uint8_t>(from[8 + i] >> 4 | (from[4 + i] >> 2 & 48));
+  }
+}
+
+template <bool HasFifth>
+void decode_k(const uint8_t* block, const BlockParts& to) {
+  *to.scale = half_at(block);
+  *to.offset = half_at(block + 2);
+  decode_sub_scales(block + 4, to);
+  const uint8_t* fifth = block + 16;
+  const uint8_t* nibbles = fifth + (HasFifth ? 32 : 0);
+  for (int part = 0; part < 8; part += 2) {
+    uint8_t* codes = to.codes + 32 * part;
+    split_nibbles(nibbles + 16 * part, 32, codes);
+    for (int i = 0; HasFifth && i < 32; ++i) {
+      codes[i] |= static_cast<uint8_t>((fifth[i] >> part & 1) << 4);
+      codes[i + 32] |= static_cast<uint8_t>((fifth[i] >> part & 2) << 3);
+    }
+  }
+}
+
+void decode_q6_k(const uint8_t* block, const BlockParts& to) {
+  const uint8_t *low = block, *high = block + 128;
+  for (uint8_t* codes = to.codes; codes < to.codes + kSuper; codes += 128, low += 64, high += 32) {
+    split_nibbles(low, 64, codes);
+    for (int part = 0; part < 4; ++part) {
+      for (int i = 0; i < 32; ++i) codes[32 * part + i] |= static_cast<uint8_t>((high[i] >> 2 * part & 3) << 4);
+    }
+  }
+  std::memcpy(to.sub_scale, block + 192, 16);
+  *to.scale = half_at(block + 208);
+}
+
+constexpr BlockType kTypes[] = {
+    {"Q4_0", Codes::U4, Scales::Half, 32, 8, 32, 18, decode_flat<false, false>},
+    {"Q4_1", Codes::U4, Scales::HalfOffset, 32, 0, 32, 20, decode_flat<true, false>},
+    {"Q5_0", Codes::U5, Scales::Half, 32, 16, 32, 22, decode_flat<false, true>},
+    {"Q5_1", Codes::U5, Scales::HalfOffset, 32, 0, 32, 24, decode_flat<true, true>},
+    {"Q8_0", Codes::S8, Scales::Half, 32, 0, 32, 34, decode_q8_0},
+    {"Q4_K", Codes::U4, Scales::SuperOffset, 32, 0, 256, 144, decode_k<false>},
+    {"Q5_K", Codes::U5, Scales::SuperOffset, 32, 0, 256, 176, decode_k<true>},
+    {"Q6_K", Codes::U6, Scales::Super, 16, 32, 256, 210, decode_q6_k},
+};
+
+// The codes and scales of a panel's rows: small enough to stay in the first caches.
+class DecodedPanel {
+ public:
+  DecodedPanel(const BlockType& type, int cols)
+      : type_(type), cols_(static_cast<size_t>(cols)), groups_(cols_ / static_cast<size_t>(type.group)),
+        blocks_(cols_ / static_cast<size_t>(type.cols)), codes_(kPanelRows * cols_), sub_scale_(kPanelRows * groups_),
+        sub_offset_(kPanelRows * groups_), scale_(kPanelRows * blocks_), offset_(kPanelRows * blocks_) {}
+
+  void decode(const uint8_t* from, size_t rows) {
+    const size_t groups = groups_ / blocks_;
+    for (size_t block = 0; block < rows * blocks_; ++block, from += type_.bytes) {
+      type_.decode(from, {codes_.data() + block * static_cast<size_t>(type_.cols), &scale_[block], &offset_[block],
+                          &sub_scale_[block * groups], &sub_offset_[block * groups]});
+    }
+  }
+
+  CodedRows rows() const {
+    return {codes_.data(), scale_.data(), offset_.data(), reinterpret_cast<const int8_t*>(sub_scale_.data()),
+            sub_offset_.data()};
+  }
+
+ private:
+  const BlockType& type_;
+  size_t cols_, groups_, blocks_;
+  std::vector<uint8_t> codes_, sub_scale_, sub_offset_;
+  std::vector<uint16_t> scale_, offset_;
+};
+
+}  // namespace
+
+const BlockType* block_type_by_name(std::string_view name) {
+  const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& type) { return type.name == name; });
+  return found == std::end(kTypes) ? nullptr : found;
+}
+
+Matrix pack_file_blocks(const BlockType& type, const uint8_t* from, int rows, int cols, Order order) {
+  if (cols % type.cols != 0) throw std::invalid_argument("a row is not whole blocks");
+  Matrix matrix(rows, cols, type.codes, type.scales, type.group, type.zero, order);
+  DecodedPanel panel(type, cols);
+  const size_t row_bytes = static_cast<size_t>(cols / type.cols) * type.bytes;
+  for (int row = 0; row < rows; row += kPanelRows, from += kPanelRows * row_bytes) {
+    const int count = std::min(kPanelRows, rows - row);
+    panel.decode(from, static_cast<size_t>(count));
+    matrix.pack(row, count, panel.rows());
+  }
+  return matrix;
+}
+
+}  // namespace corral
