@@ -17,7 +17,11 @@ struct Avx2 {
   static __m256 add(__m256 x, __m256 y) { return _mm256_add_ps(x, y); }
   static __m256 subtract(__m256 x, __m256 y) { return _mm256_sub_ps(x, y); }
   static __m256 multiply(__m256 x, __m256 y) { return _mm256_mul_ps(x, y); }
-  static __m256 multiply_add(__m256 x, __m256 y, __m256 sum) { return _mm256_fmadd_ps(x, y, sum); }
+  // From an intrinsic GCC makes a product that ends in another register, and so moves more than there are.
+  static __m256 add_product(__m256 sum, __m256 x, __m256 y) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
+    return sum;
+  }
   static __m256 larger(__m256 x, __m256 y) { return _mm256_max_ps(x, y); }
   static __m256 exp(__m256 x) { return exp_avx2(x); }
   static float max_lane(__m256 x) { return corral::max_lane(x); }

@@ -18,7 +18,7 @@ struct Avx512 {
   static __m512 add(__m512 x, __m512 y) { return _mm512_add_ps(x, y); }
   static __m512 subtract(__m512 x, __m512 y) { return _mm512_sub_ps(x, y); }
   static __m512 multiply(__m512 x, __m512 y) { return _mm512_mul_ps(x, y); }
-  static __m512 multiply_add(__m512 x, __m512 y, __m512 sum) { return _mm512_fmadd_ps(x, y, sum); }
+  static __m512 add_product(__m512 sum, __m512 x, __m512 y) { return _mm512_fmadd_ps(x, y, sum); }
   static __m512 larger(__m512 x, __m512 y) { return _mm512_max_ps(x, y); }
   static float max_lane(__m512 x) { return _mm512_reduce_max_ps(x); }
   static float sum_lanes(__m512 x) { return _mm512_reduce_add_ps(x); }

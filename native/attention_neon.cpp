@@ -15,7 +15,7 @@ struct Neon {
   static float32x4_t add(float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); }
   static float32x4_t subtract(float32x4_t x, float32x4_t y) { return vsubq_f32(x, y); }
   static float32x4_t multiply(float32x4_t x, float32x4_t y) { return vmulq_f32(x, y); }
-  static float32x4_t multiply_add(float32x4_t x, float32x4_t y, float32x4_t sum) { return vfmaq_f32(sum, x, y); }
+  static float32x4_t add_product(float32x4_t sum, float32x4_t x, float32x4_t y) { return vfmaq_f32(sum, x, y); }
   static float32x4_t larger(float32x4_t x, float32x4_t y) { return vmaxq_f32(x, y); }
   static float32x4_t exp(float32x4_t x) { return exp_neon(x); }
   static float max_lane(float32x4_t x) { return vmaxvq_f32(x); }

@@ -45,13 +45,13 @@ inline void add_products(typename Vector::Floats (&sums)[Q][N], const Factor& fa
     for (int i = 0; i < Q; ++i) held[i] = factor(i);
     for (int j = 0; j < N; ++j) {
       const auto one = row(j);
-      for (int i = 0; i < Q; ++i) sums[i][j] = Vector::multiply_add(held[i], one, sums[i][j]);
+      for (int i = 0; i < Q; ++i) sums[i][j] = Vector::add_product(sums[i][j], held[i], one);
     }
   } else {
     for (int j = 0; j < N; ++j) held[j] = row(j);
     for (int i = 0; i < Q; ++i) {
       const auto one = factor(i);
-      for (int j = 0; j < N; ++j) sums[i][j] = Vector::multiply_add(one, held[j], sums[i][j]);
+      for (int j = 0; j < N; ++j) sums[i][j] = Vector::add_product(sums[i][j], one, held[j]);
     }
   }
 }
