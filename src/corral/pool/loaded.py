@@ -117,9 +117,6 @@ async def load_model(
 
 
 def _load_text(metadata: Mapping[str, Any]) -> tuple["Tokenizer", "ChatTemplate"]:
-    from corral.text.renderer import shared_renderer
-
-    shared_renderer().start()  # which takes a while, elsewhere
     from corral.text.template import load_template
     from corral.text.tokenizer import load_tokenizer
 

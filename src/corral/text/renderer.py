@@ -40,11 +40,6 @@ class Renderer:
         """The variables that a template reads; TemplateFailed if it cannot be parsed."""
         return frozenset(self._ask(source, None).variables)
 
-    def start(self) -> None:
-        """Start the process ahead of its first use."""
-        with self._lock:
-            self._process = self._process or _start()
-
     def close(self) -> None:
         """End the process."""
         with self._lock:
