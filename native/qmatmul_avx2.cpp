@@ -75,7 +75,10 @@ using PlainBlock = Vector[8];
 enum class Source { Panel, Plain };
 
 // Keeps the compiler from moving a sum's terms: it would gather them, and run out of registers.
-inline void in_order(Vector& sum) { asm("" : "+x"(sum)); }
+template <class Sum>
+inline void in_order(Sum& sum) {
+  asm("" : "+x"(sum));
+}
 
 // Sum of factor * code * q over a half block. 16 bits hold the sums of four vectors of U5, of two of U6.
 template <Codes C, int Half>
@@ -100,7 +103,7 @@ inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* 
   for (int t = 0; t < T; ++t) {
     const Vector sum = half_sum<C, Half>(w, x[t][block]);
     sums[t] = Add ? _mm256_add_epi32(sums[t], sum) : sum;
-    if constexpr (Half == 1) in_order(sums[t]);
+    if constexpr (Half == 1 || C == Codes::U6) in_order(sums[t]);  // U6 keeps both
   }
 }
 
@@ -142,6 +145,7 @@ inline void multiply_block(const std::byte* codes, const BlockScales& by, int bl
       acc[t] = add_whole(first[t], by, xb, G == Grouping::Whole, acc[t]);
     } else {
       acc[t] = add_halves(first[t], second[t], by, xb, acc[t]);
+      in_order(acc[t]);
     }
   }
 }
