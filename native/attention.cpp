@@ -17,16 +17,16 @@ void attend_tile(const AttentionTask& task, int query, int begin, int end, Atten
     const uint16_t* key = task.keys + task.blocks[p / kKvBlock] * task.block_stride + p % kKvBlock;
     float dot = 0;
     for (int d = 0; d < dim; ++d) dot += task.q[query][d] * half_to_float(key[d * kKvBlock]);
-    scores[p - begin] = dot * task.scale;
+    scores[p - begin] = dot * (task.scale * kLog2E);
     best = std::max(best, scores[p - begin]);
   }
-  const float decay = std::exp(state.maximum[query] - best);
+  const float decay = std::exp2(state.maximum[query] - best);
   state.maximum[query] = best;
   state.sum[query] *= decay;
   float* total = state.values + query * dim;
   for (int d = 0; d < dim; ++d) total[d] *= decay;
   for (int p = begin; p < end; ++p) {
-    const float weight = std::exp(scores[p - begin] - best);
+    const float weight = std::exp2(scores[p - begin] - best);
     const uint16_t* value = task.values + task.blocks[p / kKvBlock] * task.block_stride + p % kKvBlock * dim;
     state.sum[query] += weight;
     for (int d = 0; d < dim; ++d) total[d] += weight * half_to_float(value[d]);
@@ -51,7 +51,7 @@ void add_segment(float& total_maximum, float& total_sum, float* total_values, fl
                  const float* values, int head_dim) {
   if (sum == 0) return;  // the query saw nothing of it
   const float best = std::max(total_maximum, maximum);
-  const float decay = std::exp(total_maximum - best), weight = std::exp(maximum - best);
+  const float decay = std::exp2(total_maximum - best), weight = std::exp2(maximum - best);
   total_maximum = best;
   total_sum = total_sum * decay + sum * weight;
   for (int d = 0; d < head_dim; ++d) total_values[d] = total_values[d] * decay + values[d] * weight;

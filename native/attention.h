@@ -27,7 +27,9 @@ struct AttentionTask {
   const uint16_t* next[kTile / kKvBlock];
 };
 
-// What a query has gathered: the largest score, the sum of exp(score - maximum), and values weighted by the same.
+constexpr float kLog2E = 1.44269504f;  // scores are multiplied by it: powers of 2 are shorter to compute than of e
+
+// What a query has gathered: the largest score, the sum of 2^(score - maximum), and values weighted by the same.
 struct AttentionState {
   float maximum[kMaxQueries];
   float sum[kMaxQueries];

@@ -23,7 +23,12 @@ struct Avx2 {
     return sum;
   }
   static __m256 larger(__m256 x, __m256 y) { return _mm256_max_ps(x, y); }
-  static __m256 exp(__m256 x) { return exp_avx2(x); }
+  // p * 2^n, the latter in the last bits; 0 for x below -125 and NaN.
+  static __m256 shift(__m256 p, __m256 n, __m256 x) {
+    const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    const __m256 result = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power));
+    return _mm256_and_ps(result, _mm256_cmp_ps(x, _mm256_set1_ps(-125.0f), _CMP_GE_OQ));
+  }
   static float max_lane(__m256 x) { return corral::max_lane(x); }
   static float sum_lanes(__m256 x) { return corral::sum_lanes(x); }
 };

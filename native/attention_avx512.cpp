@@ -23,19 +23,11 @@ struct Avx512 {
   static float max_lane(__m512 x) { return _mm512_reduce_max_ps(x); }
   static float sum_lanes(__m512 x) { return _mm512_reduce_add_ps(x); }
 
-  // Within 2 units of the last place; of -inf and of NaN 0, and never called with more than 0.
-  static __m512 exp(__m512 x) {
-    const __mmask16 alive = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.33f), _CMP_GE_OQ);
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    // ln 2 in two parts: the first has so few bits that n times it is exact.
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 5040);
-    for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-      p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(factor));
-    }
-    return _mm512_maskz_scalef_ps(alive, p, n);
+  // p * 2^n, the latter in the last bits; 0 for x below -125 and NaN.
+  static __m512 shift(__m512 p, __m512 n, __m512 x) {
+    const __mmask16 alive = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.0f), _CMP_GE_OQ);
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(alive, _mm512_castps_si512(p), power));
   }
 };
 

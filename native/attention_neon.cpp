@@ -1,5 +1,6 @@
+#include <arm_neon.h>
+
 #include "attention_tiles.h"
-#include "exp_neon.h"
 
 namespace corral {
 namespace {
@@ -17,9 +18,15 @@ struct Neon {
   static float32x4_t multiply(float32x4_t x, float32x4_t y) { return vmulq_f32(x, y); }
   static float32x4_t add_product(float32x4_t sum, float32x4_t x, float32x4_t y) { return vfmaq_f32(sum, x, y); }
   static float32x4_t larger(float32x4_t x, float32x4_t y) { return vmaxq_f32(x, y); }
-  static float32x4_t exp(float32x4_t x) { return exp_neon(x); }
   static float max_lane(float32x4_t x) { return vmaxvq_f32(x); }
   static float sum_lanes(float32x4_t x) { return vaddvq_f32(x); }
+
+  // p * 2^n, the latter in the last bits; 0 for x below -125 and NaN.
+  static float32x4_t shift(float32x4_t p, float32x4_t n, float32x4_t x) {
+    const uint32x4_t power = vshlq_n_u32(vreinterpretq_u32_f32(n), 23);
+    const uint32x4_t result = vaddq_u32(vreinterpretq_u32_f32(p), power);
+    return vreinterpretq_f32_u32(vandq_u32(result, vcgeq_f32(x, vdupq_n_f32(-125.0f))));
+  }
 };
 
 }  // namespace

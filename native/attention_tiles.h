@@ -35,6 +35,19 @@ using Scores = float[Vector::kQueries][kTile];
 template <class Vector, int Q>
 constexpr int kVectors = std::min<int>(std::bit_floor(unsigned{Vector::kSums} / Q), kTile / Vector::kLanes);
 
+// 2^x for x of 0 or less, within 2 units of the last place; 0 below -125 and of NaN.
+template <class Vector>
+inline typename Vector::Floats power_of_two(typename Vector::Floats x) {
+  const auto whole = Vector::all(12582912.0f);  // 1.5 * 2^23: the last bits of a sum are x to the nearest integer
+  const auto n = Vector::add(x, whole);
+  const auto r = Vector::subtract(x, Vector::subtract(n, whole));
+  auto p = Vector::all(0.0013264727f);
+  for (const float factor : {0.009671513f, 0.055507336f, 0.24022242f, 0.693147f, 1.0f}) {
+    p = Vector::add_product(Vector::all(factor), p, r);
+  }
+  return Vector::shift(p, n, x);
+}
+
 inline void prefetch(const uint16_t* p) { __builtin_prefetch(p, 0, 2); }
 
 // sums[i][j] += factor(i) * row(j). The fewer of both wait in registers, so that all sums can stay in theirs.
@@ -78,7 +91,7 @@ void score_some(const AttentionTask& task, const float* const* q, const Tile& ti
           [&](int j) { return Vector::load_halves(keys[j] + d * kKvBlock); });
     }
   }
-  const auto scale = Vector::all(task.scale);
+  const auto scale = Vector::all(task.scale * kLog2E);
   for (int i = 0; i < Q; ++i) {
     for (int j = 0; j < N; ++j) Vector::store(scores[i] + at + j * kLanes, Vector::multiply(sums[i][j], scale));
   }
@@ -107,8 +120,8 @@ void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, 
       std::fill(row + range.begin, row + range.end, 0.0f);
       continue;
     }
-    std::fill(row + range.begin, row + begin, -INFINITY);
-    std::fill(row + end, row + range.end, -INFINITY);
+    if (begin > range.begin) std::fill(row + range.begin, row + begin, -INFINITY);
+    if (end < range.end) std::fill(row + end, row + range.end, -INFINITY);
     auto largest = Vector::all(state.maximum[first + i]);
     for (int t = range.begin; t < range.end; t += Vector::kLanes) {
       largest = Vector::larger(largest, Vector::load(row + t));
@@ -117,7 +130,7 @@ void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, 
     const auto bests = Vector::all(best);
     auto sum = Vector::all(0);
     for (int t = range.begin; t < range.end; t += Vector::kLanes) {
-      const auto weight = Vector::exp(Vector::subtract(Vector::load(row + t), bests));
+      const auto weight = power_of_two<Vector>(Vector::subtract(Vector::load(row + t), bests));
       Vector::store(row + t, weight);
       sum = Vector::add(sum, weight);
     }
@@ -125,7 +138,7 @@ void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, 
     decay[i] = state.maximum[first + i] - best;
     state.maximum[first + i] = best;
   }
-  for (int i = 0; i < queries; i += Vector::kLanes) Vector::store(decay + i, Vector::exp(Vector::load(decay + i)));
+  for (int i = 0; i < queries; i += Vector::kLanes) Vector::store(decay + i, power_of_two<Vector>(Vector::load(decay + i)));
   for (int i = 0; i < queries; ++i) state.sum[first + i] = state.sum[first + i] * decay[i] + sums[i];
 }
 

@@ -124,11 +124,12 @@ void BatchAttention::run_whole(const Attention& op, KVCache& cache, const float*
 
 void BatchAttention::run_split(const Attention& op, KVCache& cache, const float* q, float* out, int segments) {
   partials_.resize(std::max(partials_.size(), units_.size() * static_cast<size_t>(segments)));
-  team_.run(static_cast<int>(units_.size()) * segments, [&](int number, int) {
-    const AttentionTask task = task_of(op, cache, q, units_[number / segments]);
-    const int segment = number % segments;
+  const int units = static_cast<int>(units_.size());
+  team_.run(units * segments, [&](int number, int) {
+    const int unit = number % units, segment = number / units;  // heads of a block lie side by side
+    const AttentionTask task = task_of(op, cache, q, units_[unit]);
     if (segment < first_segment(task) || segment >= end_segment(task)) return;
-    Partial& partial = partials_[number];
+    Partial& partial = partials_[unit * segments + segment];
     partial.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
     attend(task, segment, partial);
   });
