@@ -138,7 +138,9 @@ void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, 
     decay[i] = state.maximum[first + i] - best;
     state.maximum[first + i] = best;
   }
-  for (int i = 0; i < queries; i += Vector::kLanes) Vector::store(decay + i, power_of_two<Vector>(Vector::load(decay + i)));
+  for (int i = 0; i < queries; i += Vector::kLanes) {
+    Vector::store(decay + i, power_of_two<Vector>(Vector::load(decay + i)));
+  }
   for (int i = 0; i < queries; ++i) state.sum[first + i] = state.sum[first + i] * decay[i] + sums[i];
 }
 
