@@ -117,3 +117,8 @@ def test_smollm2_equals_the_gguf_package(smollm2_path) -> None:
 @pytest.mark.model
 def test_gemma3_equals_the_gguf_package(gemma3_path) -> None:
     compare_with_gguf_package(gemma3_path)
+
+
+def test_infinite_scale_of_a_damaged_file_gives_nan_without_a_warning():
+    groups = Groups(codes=np.zeros((1, 32), np.uint8), group=32, scale=np.array([[np.inf]], np.float16))
+    assert np.isnan(groups.dequantize()).all()
