@@ -6,12 +6,9 @@
 #include <new>
 #include <vector>
 
+#include "huge_pages.h"
+
 namespace corral {
-namespace {
-
-constexpr size_t kHugePage = size_t{2} << 20;
-
-}  // namespace
 
 KVMemory::KVMemory(int num_blocks, std::span<KVCache> layers) {
   std::vector<int64_t> offsets, taken{0};  // of each layer; by the layers of each group so far
@@ -28,9 +25,7 @@ KVMemory::KVMemory(int num_blocks, std::span<KVCache> layers) {
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = {memory, Unmap{bytes}};
   // Blocks of a sequence lie far apart: with small pages every one of them misses the TLB.
-#if defined(__linux__)
-  madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
+  advise_huge_pages(memory, bytes);
   auto* place = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) & ~(kHugePage - 1));
   for (size_t i = 0; i < layers.size(); ++i) {
     layers[i].memory_ = place + offsets[i];

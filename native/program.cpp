@@ -1,33 +1,28 @@
 #include "program.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
 
-constexpr int kRowRounds = 8;    // chunks of many rows for each thread: neighbouring rows are read fastest
+#include "huge_pages.h"
+
 namespace corral {
 namespace {
 
 constexpr int kRowWork = 8192;  // floats that make a chunk worth handing to another thread: a few microseconds
-constexpr size_t kHugePage = size_t{2} << 20;  // a matmul's results go to as many small pages as there are rows
+constexpr int kRowRounds = 8;   // chunks of many rows for each thread: neighbouring rows are read fastest
 
 }  // namespace
 
 void FreeFloats::operator()(float* floats) const { std::free(floats); }
 
 FloatArray allocate_floats(size_t count) {
-  const size_t unit = count * sizeof(float) < kHugePage / 2 ? 64 : kHugePage;
-  const size_t bytes = (count * sizeof(float) + unit - 1) / unit * unit;
-  auto* floats = static_cast<float*>(std::aligned_alloc(unit, bytes));
+  const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+  // A matmul's results go to as many small pages as there are rows.
+  if (bytes >= kHugePage / 2) return FloatArray(static_cast<float*>(allocate_huge_pages(bytes)));
+  auto* floats = static_cast<float*>(std::aligned_alloc(64, bytes));
   if (floats == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  if (unit == kHugePage) madvise(floats, bytes, MADV_HUGEPAGE);  // where it is refused, small pages do
-#endif
   return FloatArray(floats);
 }
 

@@ -8,7 +8,8 @@
 namespace corral {
 namespace {
 
-constexpr int kMostRows = 6;  // of a tile: 6 half sums and 4 vectors of codes stay in registers, the rows' sums in the first cache
+// Of a tile: 6 half sums and 4 vectors of codes stay in registers, the rows' sums in the first cache.
+constexpr int kMostRows = 6;
 constexpr int kPlainRows = 9;  // from which unpacking beforehand pays
 
 using Vector = __m256i;

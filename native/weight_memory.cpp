@@ -1,31 +1,22 @@
 #include "weight_memory.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
-#include <new>
 #include <utility>
+
+#include "huge_pages.h"
 
 namespace corral {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunk = size_t{256} << 20;  // of address space: what is not written costs nothing
 
 size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
 std::shared_ptr<std::byte> new_chunk(size_t size) {
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(kHugePage, size));
-  if (memory == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  madvise(memory, size, MADV_HUGEPAGE);  // where it is refused, small pages do
-#endif
-  return {memory, [](std::byte* old) { std::free(old); }};
+  return {static_cast<std::byte*>(allocate_huge_pages(size)), [](std::byte* old) { std::free(old); }};
 }
 
 struct OpenChunk {
