@@ -122,3 +122,15 @@ class NullExecutor:
 
     def close(self):
         pass
+
+
+def run(engine, requests):
+    """Outputs by request id, after adding all and stepping to the end."""
+    for id, (prompt, params) in requests.items():
+        engine.add(id, prompt, params)
+    outputs = {id: [] for id in requests}
+    while engine.has_work:
+        for output in engine.step():
+            outputs[output.id].append(output)
+        engine.check()
+    return outputs

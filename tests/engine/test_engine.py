@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from fake_executor import VOCAB, FakeExecutor, next_tokens
+from fake_executor import VOCAB, FakeExecutor, next_tokens, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,18 +15,6 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8)
 def make(executor=None, **options):
     given = {"context_length": 512, "vocab_size": VOCAB, "batch_tokens": 64} | options
     return Engine(executor or FakeExecutor(), EngineOptions(**given))
-
-
-def run(engine, requests):
-    """Outputs by request id, after adding all and stepping to the end."""
-    for id, (prompt, params) in requests.items():
-        engine.add(id, prompt, params)
-    outputs = {id: [] for id in requests}
-    while engine.has_work:
-        for output in engine.step():
-            outputs[output.id].append(output)
-        engine.check()
-    return outputs
 
 
 def tokens_of(outputs):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from fake_executor import VOCAB, FakeExecutor
+from fake_executor import VOCAB, FakeExecutor, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariance import EXECUTORS, FAMILIES
@@ -27,18 +27,6 @@ def make(drafts=True, num_blocks=64, batch_tokens=64, **more):
     executor = FakeExecutor(num_blocks=num_blocks, **({"memory": 2} | more))
     options = EngineOptions(context_length=512, vocab_size=VOCAB, batch_tokens=batch_tokens, drafts=drafts)
     return Engine(executor, options)
-
-
-def run(engine, requests):
-    """Outputs by request id, after adding all and stepping to the end."""
-    for id, (prompt, params) in requests.items():
-        engine.add(id, prompt, params)
-    outputs = {id: [] for id in requests}
-    while engine.has_work:
-        for output in engine.step():
-            outputs[output.id].append(output)
-        engine.check()
-    return outputs
 
 
 def told(outputs):
