@@ -27,9 +27,8 @@ class Groups:
     sub_offset: NDArray[np.uint8] | None = None  # [M, K / group]
     zero: int = 0  # offset = -scale * zero where there is no offset array
 
-    @np.errstate(
-        invalid="ignore", over="ignore"
-    )  # a damaged file may hold scales that are infinite or not numbers
+    # A damaged file may hold scales that are infinite or not numbers.
+    @np.errstate(invalid="ignore", over="ignore")
     def dequantize(self) -> NDArray[np.float32]:
         """The float32 weights [M, K] that these codes stand for."""
         per_group = self.codes.shape[1] // self.group
