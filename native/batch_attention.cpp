@@ -25,16 +25,16 @@ void BatchAttention::start(const Batch& batch) {
   std::iota(all_rows_.begin(), all_rows_.end(), 0);
 }
 
-void BatchAttention::run(const Attention& op, KVCache& cache, bool selected, const float* q, float* out) {
+void BatchAttention::run(const Attention& op, KVCache& cache, bool selected, const AttentionRows& rows) {
   cut_units(op, cache, selected);
   int longest = 0;
   for (const Tile& tile : tiles_) longest = std::max(longest, tile.position + tile.rows);
   const int segments = (longest + kSegment - 1) / kSegment;
   // Too few units to keep the team busy: let it share the segments of each.
   if (segments > 1 && team_.size() > 1 && units_.size() < 4 * static_cast<size_t>(team_.size())) {
-    run_split(op, cache, q, out, segments);
+    run_split(op, cache, rows, segments);
   } else {
-    run_whole(op, cache, q, out);
+    run_whole(op, cache, rows);
   }
 }
 
@@ -70,7 +70,8 @@ void BatchAttention::cut_tiles(int rows_of_a_tile, bool selected) {
   }
 }
 
-AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const float* q, const Unit& unit) const {
+AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const AttentionRows& rows,
+                                      const Unit& unit) const {
   AttentionTask task{
       .keys = cache.keys(0, unit.kv_head),
       .values = cache.values(0, unit.kv_head),
@@ -87,7 +88,7 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
   for (int i = 0; i < task.queries; ++i) {
     const int64_t row = unit.tile.row + i / unit.heads;
     const int end = unit.tile.position + i / unit.heads + 1;
-    task.q[i] = q + (row * op.heads + unit.head + i % unit.heads) * cache.head_dim;
+    task.q[i] = rows.q + row * rows.q_stride + (unit.head + i % unit.heads) * cache.head_dim;
     task.first[i] = cache.window == 0 ? 0 : std::max(0, end - cache.window);
     task.end[i] = end;
   }
@@ -106,10 +107,10 @@ void BatchAttention::announce(const Unit& unit, KVCache& cache, AttentionTask& t
   }
 }
 
-void BatchAttention::run_whole(const Attention& op, KVCache& cache, const float* q, float* out) {
+void BatchAttention::run_whole(const Attention& op, KVCache& cache, const AttentionRows& rows) {
   team_.run(static_cast<int>(units_.size()), [&](int number, int thread) {
     const Unit& unit = units_[number];
-    AttentionTask task = task_of(op, cache, q, unit);
+    AttentionTask task = task_of(op, cache, rows, unit);
     announce(units_[std::min(number + static_cast<size_t>(team_.size()), units_.size() - 1)], cache, task);
     Scratch& scratch = scratch_[thread];
     scratch.segment.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
@@ -118,29 +119,29 @@ void BatchAttention::run_whole(const Attention& op, KVCache& cache, const float*
       attend(task, segment, scratch.segment);
       merge(task, scratch.segment, scratch.total);
     }
-    write(task, op, unit, scratch.total, out);
+    write(task, rows, unit, scratch.total);
   });
 }
 
-void BatchAttention::run_split(const Attention& op, KVCache& cache, const float* q, float* out, int segments) {
+void BatchAttention::run_split(const Attention& op, KVCache& cache, const AttentionRows& rows, int segments) {
   partials_.resize(std::max(partials_.size(), units_.size() * static_cast<size_t>(segments)));
   const int units = static_cast<int>(units_.size());
   team_.run(units * segments, [&](int number, int) {
     const int unit = number % units, segment = number / units;  // heads of a block lie side by side
-    const AttentionTask task = task_of(op, cache, q, units_[unit]);
+    const AttentionTask task = task_of(op, cache, rows, units_[unit]);
     if (segment < first_segment(task) || segment >= end_segment(task)) return;
     Partial& partial = partials_[unit * segments + segment];
     partial.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
     attend(task, segment, partial);
   });
   for (size_t number = 0; number < units_.size(); ++number) {
-    const AttentionTask task = task_of(op, cache, q, units_[number]);
+    const AttentionTask task = task_of(op, cache, rows, units_[number]);
     Partial& total = scratch_[0].total;
     reset(total, task.head_dim);
     for (int segment = first_segment(task); segment < end_segment(task); ++segment) {
       merge(task, partials_[number * segments + segment], total);
     }
-    write(task, op, units_[number], total, out);
+    write(task, rows, units_[number], total);
   }
 }
 
@@ -165,12 +166,11 @@ void BatchAttention::merge(const AttentionTask& task, const Partial& segment, Pa
   }
 }
 
-void BatchAttention::write(const AttentionTask& task, const Attention& op, const Unit& unit, Partial& total,
-                           float* out) const {
+void BatchAttention::write(const AttentionTask& task, const AttentionRows& rows, const Unit& unit, Partial& total) {
   for (int i = 0; i < task.queries; ++i) {
     const int64_t row = unit.tile.row + i / unit.heads;
     const float* values = total.values.data() + static_cast<int64_t>(i) * task.head_dim;
-    float* to = out + (row * op.heads + unit.head + i % unit.heads) * task.head_dim;
+    float* to = rows.out + row * rows.out_stride + (unit.head + i % unit.heads) * task.head_dim;
     const float factor = 1.0f / total.sum[i];
     for (int d = 0; d < task.head_dim; ++d) to[d] = values[d] * factor;
   }

@@ -10,14 +10,22 @@
 
 namespace corral {
 
+// Queries and results, [N, heads * D] or of the wanted rows alone: the first row, and how far apart rows lie.
+struct AttentionRows {
+  const float* q;
+  size_t q_stride;
+  float* out;
+  size_t out_stride;
+};
+
 class BatchAttention {
  public:
   BatchAttention(Team& team, AttendSegment kernel) : team_(team), kernel_(kernel), scratch_(team.size()) {}
 
   // A new step: the batch must outlive its runs.
   void start(const Batch& batch);
-  // out = attention of q over the cache, both [N, heads * D], or of the wanted rows alone, [R, heads * D].
-  void run(const Attention& op, KVCache& cache, bool selected, const float* q, float* out);
+  // rows.out = attention of rows.q over the cache; `selected`: they are the wanted rows alone.
+  void run(const Attention& op, KVCache& cache, bool selected, const AttentionRows& rows);
 
  private:
   // Rows at consecutive positions of one sequence, which go through the kernel together.
@@ -40,14 +48,14 @@ class BatchAttention {
 
   void cut_units(const Attention& op, const KVCache& cache, bool selected);
   void cut_tiles(int rows_of_a_tile, bool selected);
-  AttentionTask task_of(const Attention& op, KVCache& cache, const float* q, const Unit& unit) const;
+  AttentionTask task_of(const Attention& op, KVCache& cache, const AttentionRows& rows, const Unit& unit) const;
   void announce(const Unit& unit, KVCache& cache, AttentionTask& task) const;
-  void run_whole(const Attention& op, KVCache& cache, const float* q, float* out);
-  void run_split(const Attention& op, KVCache& cache, const float* q, float* out, int segments);
+  void run_whole(const Attention& op, KVCache& cache, const AttentionRows& rows);
+  void run_split(const Attention& op, KVCache& cache, const AttentionRows& rows, int segments);
   void attend(const AttentionTask& task, int segment, Partial& partial) const;
   static void reset(Partial& partial, int head_dim);
   static void merge(const AttentionTask& task, const Partial& segment, Partial& total);
-  void write(const AttentionTask& task, const Attention& op, const Unit& unit, Partial& total, float* out) const;
+  static void write(const AttentionTask& task, const AttentionRows& rows, const Unit& unit, Partial& total);
 
   Team& team_;
   AttendSegment kernel_;

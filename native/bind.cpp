@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bind_ops.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -141,41 +142,11 @@ nb::object new_array(std::initializer_list<size_t> shape, T*& data) {
 
 nb::object copy_buffer(const Program& program, int index) {
   if (index < 0 || static_cast<size_t>(index) >= program.model.buffers.size()) throw nb::index_error("no such buffer");
-  const auto rows = static_cast<size_t>(program.buffer_rows(index));
-  const auto width = static_cast<size_t>(program.model.buffers[static_cast<size_t>(index)].width);
+  const auto rows = static_cast<size_t>(program.rows_in(index)), width = static_cast<size_t>(program.model.buffer(index).width);
   float* to;
   nb::object copy = new_array<float>({rows, width}, to);
-  std::copy_n(program.buffer(index), rows * width, to);
+  for (size_t row = 0; row < rows; ++row) std::copy_n(program.row_of(index, row), width, to + row * width);
   return copy;
-}
-
-void bind_ops(nb::class_<Program>& program) {
-  program
-      .def("embed", [](Program& p, int weight, int out, float scale) { p.model.add(Embed{weight, out, scale}); },
-           nb::arg("weight"), nb::arg("out"), nb::arg("scale"))
-      .def("rms_norm", [](Program& p, int x, int weight, int out, float eps, int heads) {
-            p.model.add(RmsNorm{x, weight, out, eps, heads});
-          }, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("eps"), nb::arg("heads"))
-      .def("linear", [](Program& p, int x, std::vector<int> weights, std::vector<int> outs, std::vector<int> biases) {
-            p.model.add(Linear{x, std::move(weights), std::move(outs), std::move(biases)});
-          }, nb::arg("x"), nb::arg("weights"), nb::arg("outs"), nb::arg("biases"))
-      .def("rope", [](Program& p, int x, int heads, int head_dim, int rotated, double theta, bool interleaved,
-                      double scale, int factors) {
-            p.model.add(Rope{x, heads, head_dim, rotated, theta, interleaved, scale, factors});
-          }, nb::arg("x"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("rotated"), nb::arg("theta"),
-           nb::arg("interleaved"), nb::arg("scale"), nb::arg("factors"))
-      .def("kv_write", [](Program& p, int k, int v, int layer) { p.model.add(KVWrite{k, v, layer}); },
-           nb::arg("k"), nb::arg("v"), nb::arg("layer"))
-      .def("attention", [](Program& p, int q, int out, int layer, int heads, float scale) {
-            p.model.add(Attention{q, out, layer, heads, scale});
-          }, nb::arg("q"), nb::arg("out"), nb::arg("layer"), nb::arg("heads"), nb::arg("scale"))
-      .def("add", [](Program& p, int x, int y, int out) { p.model.add(Add{x, y, out}); },
-           nb::arg("x"), nb::arg("y"), nb::arg("out"))
-      .def("gated", [](Program& p, int gate, int up, int out, bool gelu) { p.model.add(Gated{gate, up, out, gelu}); },
-           nb::arg("gate"), nb::arg("up"), nb::arg("out"), nb::arg("gelu"))
-      .def("select", [](Program& p, int x, int out) { p.model.add(Select{x, out}); }, nb::arg("x"), nb::arg("out"))
-      .def("head", [](Program& p, int x, int weight) { p.model.add(Head{x, weight}); },
-           nb::arg("x"), nb::arg("weight"));
 }
 
 void bind_program(nb::module_& m) {
@@ -188,6 +159,8 @@ void bind_program(nb::module_& m) {
            nb::arg("threads"), nb::arg("isa"))
       .def("add_buffer", [](Program& p, int width, bool selected) { return p.model.add_buffer(width, selected); },
            nb::arg("width"), nb::arg("selected"))
+      .def("add_view", [](Program& p, int base, int start, int width) { return p.model.add_view(base, start, width); },
+           nb::arg("base"), nb::arg("start"), nb::arg("width"), "Columns of a buffer that has memory of its own.")
       .def("add_kv_layer", [](Program& p, int kv_heads, int head_dim, int window, int group) {
             return p.model.add_kv_layer(kv_heads, head_dim, window, group);
           }, nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("window"), nb::arg("group"),
@@ -198,6 +171,8 @@ void bind_program(nb::module_& m) {
       .def("add_vector", [](Program& p, Array<float, 1> values) {
             return p.model.add_vector({values.data(), values.data() + values.shape(0)});
           }, nb::arg("values").noconvert())
+      .def("add", [](Program& p, nb::handle op) { p.model.add(read_op(op)); }, nb::arg("op"),
+           "An op of models/ops.py that names buffers; ValueError if it does not fit or is not known here.")
       .def("finish", &Program::finish, "Take the memory; nothing may be added afterwards.")
       .def("step", step, nb::arg("batch"), nb::arg("result"),
            "Run executors.batch.Batch and write to the arrays of a StepResult; ValueError if they do not fit.")
@@ -206,7 +181,6 @@ void bind_program(nb::module_& m) {
            "Begin to measure where steps' time goes, or stop.")
       .def("profile_seconds", [](Program& p) { return p.profile().seconds(); }, "Seconds by kind of region.")
       .def_prop_ro("isa", [](const Program& p) { return std::string(isa_name(p.isa())); });
-  bind_ops(program);
 }
 
 }  // namespace

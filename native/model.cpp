@@ -1,7 +1,6 @@
 #include "model.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -9,21 +8,43 @@
 namespace corral {
 namespace {
 
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(std::string("wrong program: ") + what);
+template <class Items>
+void require_index(const Items& items, int index, const char* what) {
+  require(index >= 0 && static_cast<size_t>(index) < items.size(), what);
 }
 
-template <class Items>
-auto& at(Items& items, int index, const char* what) {
-  require(index >= 0 && static_cast<size_t>(index) < items.size(), what);
-  return items[static_cast<size_t>(index)];
+void require_number(const Model& model, Read x) { require_index(model.buffers, x, "no such buffer"); }
+void require_number(const Model& model, Written x) { require_index(model.buffers, x, "no such buffer"); }
+void require_number(const Model& model, LayerRef x) { require_index(model.caches, x, "no such KV layer"); }
+
+void require_number(const Model& model, MatrixRef x) {
+  require_index(model.weights, x, "no such weight");
+  require(model.weights[static_cast<size_t>(x)].matrix != nullptr, "a vector stands where a matrix should");
+}
+
+void require_number(const Model& model, VectorRef x) {
+  require_index(model.weights, x, "no such weight");
+  require(model.weights[static_cast<size_t>(x)].matrix == nullptr, "a matrix stands where a vector should");
 }
 
 }  // namespace
 
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(std::string("wrong program: ") + what);
+}
+
 int Model::add_buffer(int width, bool selected) {
   require(width > 0, "a buffer needs a width");
-  buffers.push_back({width, selected});
+  const int index = static_cast<int>(buffers.size());
+  buffers.push_back({width, selected, index, 0});
+  return index;
+}
+
+int Model::add_view(int base, int start, int width) {
+  require_index(buffers, base, "no such buffer");
+  const Buffer& whole = buffer(base);
+  require(whole.base == base && width > 0 && start >= 0 && start <= whole.width - width, "a view outside its buffer");
+  buffers.push_back({width, whole.selected, base, start});
   return static_cast<int>(buffers.size()) - 1;
 }
 
@@ -48,112 +69,28 @@ int Model::add_vector(std::vector<float> values) {
 
 void Model::add(Op op) {
   require(ops.empty() || !std::holds_alternative<Head>(ops.back()), "Head must be the last op");
-  std::visit([this](auto& one) { check(one); }, op);
+  std::visit([this](auto& one) {
+    if constexpr (FromPython<std::decay_t<decltype(one)>>) {
+      each_number(one, [this](auto number) { require_number(*this, number); });
+      one.check(*this);
+    }
+  }, op);
+  if (auto* rope = std::get_if<Rope>(&op)) rope->table = rope_table(*rope);
   ops.push_back(std::move(op));
 }
-
-const Buffer& Model::buffer(int index) const { return at(buffers, index, "no such buffer"); }
-
-const Matrix& Model::matrix(int index) const {
-  const Weight& weight = at(weights, index, "no such weight");
-  require(weight.matrix != nullptr, "a vector stands where a matrix should");
-  return *weight.matrix;
-}
-
-size_t Model::vector_size(int index) const {
-  const Weight& weight = at(weights, index, "no such weight");
-  require(weight.matrix == nullptr, "a matrix stands where a vector should");
-  return weight.vector.size();
-}
-
-const KVCache& Model::cache(int index) const { return at(caches, index, "no such KV layer"); }
 
 void Model::require_like(int index, int other) const {
   require(buffer(index).width == buffer(other).width && buffer(index).selected == buffer(other).selected,
           "buffers differ in shape");
 }
 
-void Model::check(const Embed& op) {
-  require(!buffer(op.out).selected && matrix(op.weight).cols() == buffer(op.out).width, "Embed's width");
-  require(matrix(op.weight).rows() >= limits.vocab, "Embed's weight has fewer rows than the vocabulary");
-}
-
-void Model::check(const RmsNorm& op) {
-  require_like(op.x, op.out);
-  require(op.heads > 0 && buffer(op.x).width % op.heads == 0, "RmsNorm's heads");
-  require(vector_size(op.weight) == static_cast<size_t>(buffer(op.x).width / op.heads), "RmsNorm's weight");
-}
-
-void Model::check(const Linear& op) {
-  require(!op.weights.empty() && op.weights.size() == op.outs.size() && op.weights.size() == op.biases.size(),
-          "Linear's lists differ in length");
-  for (size_t i = 0; i < op.weights.size(); ++i) {
-    const Matrix& weight = matrix(op.weights[i]);
-    const Buffer& out = buffer(op.outs[i]);
-    require(op.outs[i] != op.x && out.selected == buffer(op.x).selected, "Linear's output");
-    require(weight.cols() == buffer(op.x).width && weight.rows() == out.width, "Linear's weight");
-    require(op.biases[i] == kNone || vector_size(op.biases[i]) == static_cast<size_t>(out.width), "Linear's bias");
-  }
-}
-
-void Model::check(Rope& op) {
-  require(op.heads > 0 && op.head_dim > 0 && buffer(op.x).width == op.heads * op.head_dim, "Rope's heads");
-  require(op.rotated > 0 && op.rotated <= op.head_dim && op.rotated % 2 == 0, "Rope's rotated part");
-  require(op.theta > 0 && op.scale > 0, "Rope's base and scale must be positive");
-  require(op.factors == kNone || vector_size(op.factors) == static_cast<size_t>(op.rotated / 2), "Rope's factors");
-  op.table = rope_table(op);
-}
-
 int Model::rope_table(const Rope& rope) {
-  for (size_t i = 0; i < ropes.size(); ++i) {
-    const RopeTable& table = ropes[i];
-    if (table.rotated == rope.rotated && table.factors == rope.factors && table.theta == rope.theta &&
-        table.scale == rope.scale) {
-      return static_cast<int>(i);
-    }
-  }
-  RopeTable table{rope.rotated, rope.factors, rope.theta, rope.scale, {}};
-  for (int i = 0; i < rope.rotated / 2; ++i) {
-    double frequency = std::pow(rope.theta, -2.0 * i / rope.rotated) / rope.scale;
-    if (rope.factors != kNone) frequency /= weights[static_cast<size_t>(rope.factors)].vector[static_cast<size_t>(i)];
-    table.frequencies.push_back(frequency);
-  }
-  ropes.push_back(std::move(table));
-  return static_cast<int>(ropes.size()) - 1;
-}
-
-void Model::check(const KVWrite& op) {
-  const int width = cache(op.layer).kv_heads * cache(op.layer).head_dim;
-  require(buffer(op.k).width == width && buffer(op.v).width == width, "KVWrite's width");
-  require(!buffer(op.k).selected && !buffer(op.v).selected, "KVWrite needs positions");
-}
-
-void Model::check(const Attention& op) {
-  const KVCache& layer = cache(op.layer);
-  require_like(op.q, op.out);
-  require(op.q != op.out, "Attention's buffers");
-  require(op.heads > 0 && op.heads % layer.kv_heads == 0, "Attention's heads must be a multiple of its kv heads");
-  require(buffer(op.q).width == op.heads * layer.head_dim, "Attention's width");
-}
-
-void Model::check(const Add& op) {
-  require_like(op.x, op.y);
-  require_like(op.x, op.out);
-}
-
-void Model::check(const Gated& op) {
-  require_like(op.gate, op.up);
-  require_like(op.gate, op.out);
-}
-
-void Model::check(const Select& op) {
-  require(!buffer(op.x).selected && buffer(op.out).selected, "Select goes from tokens to logit rows");
-  require(buffer(op.x).width == buffer(op.out).width, "Select's width");
-}
-
-void Model::check(const Head& op) {
-  require(buffer(op.x).selected && matrix(op.weight).cols() == buffer(op.x).width, "Head's input");
-  require(matrix(op.weight).rows() == limits.vocab, "Head's weight must have a row a token");
+  const auto same = std::find_if(ropes.begin(), ropes.end(), [&](const RopeTable& table) {
+    return table.frequencies == rope.frequencies && table.magnitude == rope.magnitude;
+  });
+  const auto table = static_cast<int>(same - ropes.begin());
+  if (same == ropes.end()) ropes.push_back({rope.frequencies, rope.magnitude});
+  return table;
 }
 
 }  // namespace corral

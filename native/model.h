@@ -12,23 +12,28 @@
 
 namespace corral {
 
+// Rows of floats: memory of its own, or columns of another buffer's rows.
 struct Buffer {
   int width;
   bool selected;  // rows are logit rows, not tokens
+  int base;       // the buffer that has the memory: itself, unless this is a view
+  int start;      // first column of a view
 };
 
-// A matrix for Embed, Linear and Head, or a vector for norms, biases and rope factors.
+// A matrix for Embed, Linear and Head, or a vector for norms and biases.
 struct Weight {
   std::shared_ptr<const Matrix> matrix;
   std::vector<float> vector;
 };
 
-// Frequencies of one kind of rope; layers with the same parameters share it.
+// Angles of one kind of rope; ops with the same frequencies and magnitude share it.
 struct RopeTable {
-  int rotated, factors;
-  double theta, scale;
-  std::vector<double> frequencies;  // [rotated / 2]
+  std::vector<double> frequencies;  // radians a position, of each pair
+  double magnitude;                 // cosines and sines are multiplied by it
 };
+
+// Throws std::invalid_argument: "wrong program: " and what is wrong.
+void require(bool condition, const char* what);
 
 // Each add_* throws std::invalid_argument on a number or shape that does not fit what was added before.
 struct Model {
@@ -41,29 +46,22 @@ struct Model {
   std::vector<Op> ops;
 
   int add_buffer(int width, bool selected);
+  int add_view(int base, int start, int width);
   int add_kv_layer(int kv_heads, int head_dim, int window, int group);
   int add_matrix(std::shared_ptr<const Matrix> matrix);
   int add_vector(std::vector<float> values);
   void add(Op op);
 
- private:
-  const Buffer& buffer(int index) const;
-  const Matrix& matrix(int index) const;
-  size_t vector_size(int index) const;
-  const KVCache& cache(int index) const;
-  void require_like(int buffer, int other) const;
-  int rope_table(const Rope& rope);
+  // What an op's numbers are of; add has seen that they exist.
+  const Buffer& buffer(int index) const { return buffers[static_cast<size_t>(index)]; }
+  const Matrix& matrix(MatrixRef weight) const { return *weights[static_cast<size_t>(weight)].matrix; }
+  const std::vector<float>& vector(VectorRef weight) const { return weights[static_cast<size_t>(weight)].vector; }
+  const KVCache& cache(LayerRef layer) const { return caches[static_cast<size_t>(layer)]; }
+  // Throws unless both have rows of the same kind and width.
+  void require_like(int index, int other) const;
 
-  void check(const Embed& op);
-  void check(const RmsNorm& op);
-  void check(const Linear& op);
-  void check(Rope& op);
-  void check(const KVWrite& op);
-  void check(const Attention& op);
-  void check(const Add& op);
-  void check(const Gated& op);
-  void check(const Select& op);
-  void check(const Head& op);
+ private:
+  int rope_table(const Rope& rope);
 };
 
 }  // namespace corral

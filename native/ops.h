@@ -1,64 +1,225 @@
-// The ops of a Program, as in models/program.py: numbers of buffers, weights and KV layers, and constants.
+// The ops of a Program: a struct for each dataclass of models/ops.py that this executor runs, with the same fields.
+//
+// An op has a name, its fields, and a check of their shapes against the model. A row op then has run_row: it works on
+// each row alone, and neighbouring row ops take a row through all of them before the next. Any other op has run, which
+// shares its work among the team itself, and the kind of work it is to a profile.
 #pragma once
 
+#include <array>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
 #include <variant>
 #include <vector>
 
 namespace corral {
 
-constexpr int kNone = -1;
+struct Model;
+class Program;
+
+// Numbers in a Program, told apart by what they are of.
+template <int Kind>
+struct Number {
+  int index = -1;
+  constexpr operator int() const { return index; }
+};
+using Read = Number<0>;     // a buffer
+using Written = Number<1>;  // a buffer
+using MatrixRef = Number<2>;
+using VectorRef = Number<3>;
+using LayerRef = Number<4>;  // of the KV cache
+
+// The texts that Python has for an enum's values, in their order.
+template <class Enum>
+constexpr std::array<std::string_view, 0> kNames{};
+
+enum class Activation { kSilu, kGeluTanh };
+template <>
+inline constexpr std::array<std::string_view, 2> kNames<Activation>{"silu", "gelu_tanh"};
+
+enum class RopeStyle { kHalf, kInterleaved };
+template <>
+inline constexpr std::array<std::string_view, 2> kNames<RopeStyle>{"half", "interleaved"};
+
+template <class Op, class T>
+struct Field {
+  const char* name;
+  T Op::*member;
+};
 
 struct Embed {
-  int weight, out;
+  static constexpr const char* kName = "Embed";
+  MatrixRef weight;
+  Written out;
   float scale;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"weight", &Embed::weight}, Field{"out", &Embed::out}, Field{"scale", &Embed::scale}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
 };
 
 struct RmsNorm {
-  int x, weight, out;
+  static constexpr const char* kName = "RmsNorm";
+  Read x;
+  VectorRef weight;
+  Written out;
   float eps;
   int heads;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &RmsNorm::x}, Field{"weight", &RmsNorm::weight}, Field{"out", &RmsNorm::out},
+                      Field{"eps", &RmsNorm::eps}, Field{"heads", &RmsNorm::heads}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
 };
 
 struct Linear {
-  int x;
-  std::vector<int> weights, outs, biases;  // a bias may be kNone
+  static constexpr const char* kName = "Linear";
+  Read x;
+  std::vector<MatrixRef> weights;
+  std::vector<Written> outs;
+  std::vector<std::optional<VectorRef>> biases;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &Linear::x}, Field{"weights", &Linear::weights}, Field{"outs", &Linear::outs},
+                      Field{"biases", &Linear::biases}};
+  }
+  void check(const Model& model) const;
+  void run(Program& program) const;
+  std::string kind(const Model& model) const;
 };
 
 struct Rope {
-  int x, heads, head_dim, rotated;
-  double theta;
-  bool interleaved;
-  double scale;
-  int factors;  // weight, or kNone
-  int table = kNone;  // which table of angles: filled in by Model::add
+  static constexpr const char* kName = "Rope";
+  Read x;
+  Written out;
+  int heads;
+  std::vector<double> frequencies;
+  RopeStyle style;
+  double magnitude;
+  int table = -1;  // which table of angles: Model::add fills it in
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &Rope::x}, Field{"out", &Rope::out}, Field{"heads", &Rope::heads},
+                      Field{"frequencies", &Rope::frequencies}, Field{"style", &Rope::style},
+                      Field{"magnitude", &Rope::magnitude}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
 };
 
 struct KVWrite {
-  int k, v, layer;
+  static constexpr const char* kName = "KVWrite";
+  Read k, v;
+  LayerRef layer;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"k", &KVWrite::k}, Field{"v", &KVWrite::v}, Field{"layer", &KVWrite::layer}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
 };
 
 struct Attention {
-  int q, out, layer, heads;
+  static constexpr const char* kName = "Attention";
+  Read q;
+  Written out;
+  LayerRef layer;
+  int heads;
   float scale;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"q", &Attention::q}, Field{"out", &Attention::out}, Field{"layer", &Attention::layer},
+                      Field{"heads", &Attention::heads}, Field{"scale", &Attention::scale}};
+  }
+  void check(const Model& model) const;
+  void run(Program& program) const;
+  std::string kind(const Model&) const { return "attention"; }
 };
 
 struct Add {
-  int x, y, out;
+  static constexpr const char* kName = "Add";
+  Read x, y;
+  Written out;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &Add::x}, Field{"y", &Add::y}, Field{"out", &Add::out}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
 };
 
 struct Gated {
-  int gate, up, out;
-  bool gelu;
+  static constexpr const char* kName = "Gated";
+  Read gate, up;
+  Written out;
+  Activation activation;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"gate", &Gated::gate}, Field{"up", &Gated::up}, Field{"out", &Gated::out},
+                      Field{"activation", &Gated::activation}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
 };
 
 struct Select {
-  int x, out;
+  static constexpr const char* kName = "Select";
+  Read x;
+  Written out;
+
+  static constexpr auto fields() { return std::tuple{Field{"x", &Select::x}, Field{"out", &Select::out}}; }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
 };
 
 struct Head {
-  int x, weight;
+  static constexpr const char* kName = "Head";
+  Read x;
+  MatrixRef weight;
+
+  static constexpr auto fields() { return std::tuple{Field{"x", &Head::x}, Field{"weight", &Head::weight}}; }
+  void check(const Model& model) const;
+  void run(Program& program) const;
+  std::string kind(const Model&) const { return "head"; }
 };
 
-using Op = std::variant<Embed, RmsNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Select, Head>;
+// Row ops that the plan adds itself: the step's cosines and sines of one rope table, and the quantised rows of a
+// buffer for the matmul that comes next.
+struct Angles {
+  int table;
+  void run_row(Program& program, int row) const;
+};
+
+struct Quantize {
+  Read x;
+  void run_row(Program& program, int row) const;
+};
+
+using Op = std::variant<Embed, RmsNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Select, Head, Angles, Quantize>;
+
+template <class T>
+concept FromPython = requires { T::kName; };
+template <class T>
+concept RowOp = requires(const T& op, Program& program) { op.run_row(program, 0); };
+
+// Calls visit(number) for each number of a buffer, weight or KV layer in an op's fields.
+template <FromPython T, class Visit>
+void each_number(const T& op, Visit&& visit) {
+  const auto look_at = [&visit](const auto& self, const auto& field) -> void {
+    if constexpr (requires { field.index; }) {
+      visit(field);
+    } else if constexpr (requires { field.has_value(); }) {
+      if (field.has_value()) self(self, *field);
+    } else if constexpr (requires { field.begin(); }) {
+      for (const auto& each : field) self(self, each);
+    }
+  };
+  std::apply([&](auto... field) { (look_at(look_at, op.*field.member), ...); }, T::fields());
+}
 
 }  // namespace corral

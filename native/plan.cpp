@@ -1,10 +1,21 @@
 #include "plan.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace corral {
 namespace {
+
+// The buffer whose rows an op goes through: what it writes first, or else what it reads first.
+template <FromPython T>
+int rows_of(const T& op) {
+  int read = -1, written = -1;
+  each_number(op, [&](auto number) {
+    using Kind = decltype(number);
+    if (std::is_same_v<Kind, Read> && read < 0) read = number;
+    if (std::is_same_v<Kind, Written> && written < 0) written = number;
+  });
+  return written < 0 ? read : written;
+}
 
 class Planner {
  public:
@@ -12,14 +23,40 @@ class Planner {
 
   std::vector<Region> plan() {
     for (size_t table = 0; table < model_.ropes.size(); ++table) {
-      push(Angles{static_cast<int>(table)}, false, 2 * model_.ropes[table].rotated);
+      push(Angles{static_cast<int>(table)}, false, 4 * static_cast<int>(model_.ropes[table].frequencies.size()));
     }
     for (const Op& op : model_.ops) std::visit([this](const auto& one) { place(one); }, op);
     return std::move(regions_);
   }
 
  private:
-  void push(RowOp op, bool selected, int width) {
+  template <class T>
+  void place(const T& op) {
+    if constexpr (RowOp<T>) {
+      push_on(op, rows_of(op));
+    } else {
+      quantise_inputs(op);
+      regions_.push_back(op);
+    }
+  }
+  void place(const Angles&) {}
+  void place(const Quantize&) {}
+
+  // Quantised matrices are multiplied with quantised rows: those of the first buffer that the op reads.
+  template <class T>
+  void quantise_inputs(const T& op) {
+    int x = -1;
+    bool quantised = false;
+    each_number(op, [&](auto number) {
+      if constexpr (std::is_same_v<decltype(number), Read>) x = x < 0 ? number : x;
+      if constexpr (std::is_same_v<decltype(number), MatrixRef>) quantised |= model_.matrix(number).quantised();
+    });
+    if (quantised) push_on(Quantize{x}, x);
+  }
+
+  void push_on(Op op, int index) { push(std::move(op), model_.buffer(index).selected, model_.buffer(index).width); }
+
+  void push(Op op, bool selected, int width) {
     auto* open = regions_.empty() ? nullptr : std::get_if<RowRegion>(&regions_.back());
     if (open == nullptr || open->selected != selected) {
       regions_.push_back(RowRegion{{}, selected, 0});
@@ -28,31 +65,6 @@ class Planner {
     open->ops.push_back(std::move(op));
     open->width += width;
   }
-
-  const Buffer& buffer(int index) const { return model_.buffers[static_cast<size_t>(index)]; }
-  void push_on(RowOp op, int index) { push(std::move(op), buffer(index).selected, buffer(index).width); }
-
-  void place(const Embed& op) { push_on(op, op.out); }
-  void place(const RmsNorm& op) { push_on(op, op.out); }
-  void place(const Rope& op) { push_on(op, op.x); }
-  void place(const KVWrite& op) { push_on(op, op.k); }
-  void place(const Add& op) { push_on(op, op.out); }
-  void place(const Gated& op) { push_on(op, op.out); }
-  void place(const Select& op) { push_on(op, op.out); }
-  void place(const Attention& op) { regions_.push_back(op); }
-
-  void place(const Linear& op) {
-    if (std::any_of(op.weights.begin(), op.weights.end(), [this](int i) { return quantised(i); })) quantise(op.x);
-    regions_.push_back(op);
-  }
-
-  void place(const Head& op) {
-    if (quantised(op.weight)) quantise(op.x);
-    regions_.push_back(op);
-  }
-
-  bool quantised(int weight) const { return model_.weights[static_cast<size_t>(weight)].matrix->quantised(); }
-  void quantise(int x) { push_on(Quantize{x}, x); }
 
   const Model& model_;
   std::vector<Region> regions_;
@@ -64,10 +76,10 @@ std::vector<Region> plan_regions(const Model& model) { return Planner(model).pla
 
 std::string kind_of(const Region& region, const Model& model) {
   if (std::holds_alternative<RowRegion>(region)) return "rows";
-  if (std::holds_alternative<Attention>(region)) return "attention";
-  if (std::holds_alternative<Head>(region)) return "head";
-  const int weight = std::get<Linear>(region).weights[0];
-  return "matmul " + std::string(codes_name(model.weights[static_cast<size_t>(weight)].matrix->codes()));
+  return std::visit([&](const auto& op) -> std::string {
+    if constexpr (RowOp<std::decay_t<decltype(op)>>) return "rows";
+    else return op.kind(model);
+  }, std::get<Op>(region));
 }
 
 }  // namespace corral

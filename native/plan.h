@@ -10,26 +10,15 @@
 
 namespace corral {
 
-// Computes the step's cosines and sines of one rope table.
-struct Angles {
-  int table;
-};
-
-// Quantises a buffer's rows for the matmul that comes next.
-struct Quantize {
-  int x;
-};
-
-using RowOp = std::variant<Embed, RmsNorm, Rope, KVWrite, Add, Gated, Select, Angles, Quantize>;
-
-// Ops that work on each row alone: one thread takes a row through all of them.
+// Row ops that one thread takes a row through.
 struct RowRegion {
-  std::vector<RowOp> ops;
+  std::vector<Op> ops;
   bool selected;
   int width;  // floats that one row touches, for choosing how many rows make a chunk
 };
 
-using Region = std::variant<RowRegion, Linear, Attention, Head>;
+// Row ops together, or an op that shares its work among the team itself.
+using Region = std::variant<RowRegion, Op>;
 
 std::vector<Region> plan_regions(const Model& model);
 // What a profile calls a region's time: "rows", "attention", "head", or "matmul" and the weights' codes.

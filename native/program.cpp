@@ -41,8 +41,13 @@ void Program::finish() {
   }
   kv_memory_ = KVMemory(model.limits.num_blocks, model.caches);
   const auto rows = static_cast<size_t>(model.limits.max_tokens);
-  for (const Buffer& buffer : model.buffers) buffers_.push_back(allocate_floats(rows * buffer.width));
-  for (const RopeTable& rope : model.ropes) angles_.push_back(allocate_floats(rows * rope.rotated));
+  for (size_t i = 0; i < model.buffers.size(); ++i) {
+    const Buffer& buffer = model.buffers[i];
+    const auto base = static_cast<size_t>(buffer.base);
+    buffers_.push_back(base == i ? allocate_floats(rows * buffer.width) : nullptr);
+    rows_.push_back({buffers_[base].get() + buffer.start, model.buffers[base].width});
+  }
+  for (const RopeTable& rope : model.ropes) angles_.push_back(allocate_floats(rows * 2 * rope.frequencies.size()));
   size_t widest = 0;
   for (const Buffer& buffer : model.buffers) widest = std::max(widest, activations_bytes(buffer.width));
   activations_ = allocate_floats(rows * widest / sizeof(float));
@@ -84,16 +89,19 @@ void Program::run(const RowRegion& region) {
   team_.run((rows + chunk - 1) / chunk, [&](int number, int) {
     const int end = std::min((number + 1) * chunk, rows);
     for (int row = number * chunk; row < end; ++row) {  // a row stays in the first cache from op to op
-      for (const RowOp& op : region.ops) std::visit([&](const auto& one) { run_row(one, row); }, op);
+      for (const Op& op : region.ops) {
+        std::visit([&](const auto& one) {
+          if constexpr (RowOp<std::decay_t<decltype(one)>>) one.run_row(*this, row);
+        }, op);
+      }
     }
   });
 }
 
-void Program::run(const Attention& op) {
-  const bool selected = model.buffers[static_cast<size_t>(op.q)].selected;
-  attention_.run(op, model.caches[static_cast<size_t>(op.layer)], selected, row_of(op.q, 0), row_of(op.out, 0));
+void Program::run(const Op& op) {
+  std::visit([&](const auto& one) {
+    if constexpr (!RowOp<std::decay_t<decltype(one)>>) one.run(*this);
+  }, op);
 }
-
-int Program::buffer_rows(int index) const { return rows_in(index); }
 
 }  // namespace corral

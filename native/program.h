@@ -38,49 +38,46 @@ class Program {
 
   Profile& profile() { return profile_; }
   Isa isa() const { return kernels_.isa; }
-  // How many rows the last step left in a buffer, and where they begin.
-  int buffer_rows(int index) const;
-  const float* buffer(int index) const { return row_of(index, 0); }
+  // What ops work on, while a step runs.
+  const Batch& batch() const { return *batch_; }
+  const Kernels& kernels() const { return kernels_; }
+  Team& team() { return team_; }
+  float* row_of(int buffer, int64_t row) const {
+    const RowMemory& rows = rows_[static_cast<size_t>(buffer)];
+    return rows.first + row * rows.stride;
+  }
+  size_t stride_of(int buffer) const { return static_cast<size_t>(rows_[static_cast<size_t>(buffer)].stride); }
+  int rows_in(int buffer) const { return rows_of(model.buffer(buffer).selected); }
+  // Cosines, then sines, of a rope table for a token of the batch.
+  float* angles_of(int table, int64_t token) const;
+  // The block that a token's keys and values go to, for a group of KV layers.
+  int32_t block_of(int group, int token) const { return block_of_[static_cast<size_t>(group) * tokens_ + token]; }
+  ActivationRows activations(int x) const;
 
- private:
   struct RowRange {
     int begin, end;
   };
   struct PanelRange {
     int begin, end;
   };
+  // out[(row - rows.begin) * ld + m] = x[row] times row m of the matrix, for the rows of these panels.
+  void multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out, size_t ld) const;
+  void attend(const Attention& op);
+  void sample(const Head& op);
 
-  float* row_of(int buffer, int64_t row) const {
-    return buffers_[static_cast<size_t>(buffer)].get() + row * model.buffers[static_cast<size_t>(buffer)].width;
-  }
-  const float* vector_of(int weight) const { return model.weights[static_cast<size_t>(weight)].vector.data(); }
-  const Matrix& matrix_of(int weight) const { return *model.weights[static_cast<size_t>(weight)].matrix; }
+ private:
+  // Where a buffer's rows lie: those of a view as far apart as its base's.
+  struct RowMemory {
+    float* first;
+    int64_t stride;
+  };
+
   int rows_of(bool selected) const { return selected ? logit_rows_ : tokens_; }
-  int rows_in(int buffer) const { return rows_of(model.buffers[static_cast<size_t>(buffer)].selected); }
-
   void run(const RowRegion& region);
-  void run(const Linear& op);
-  void run(const Attention& op);
-  void run(const Head& op);
-
-  void run_row(const Embed& op, int row);
-  void run_row(const RmsNorm& op, int row);
-  void run_row(const Rope& op, int row);
-  void run_row(const KVWrite& op, int row);
-  void run_row(const Add& op, int row);
-  void run_row(const Gated& op, int row);
-  void run_row(const Select& op, int row);
-  void run_row(const Angles& op, int row);
-  void run_row(const Quantize& op, int row);
+  void run(const Op& op);
 
   // Which block of each group each row's keys and values go to.
   void find_blocks();
-  ActivationRows activations(int x) const;
-  // out[(row - rows.begin) * ld + m] = x[row] times row m of the matrix, for the rows of these panels.
-  void multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out, size_t ld) const;
-  int panels_of_a_chunk(const Matrix& matrix, int rows, int panels) const;
-  void multiply_chunk(const Linear& op, RowRange rows, PanelRange panels);
-  void add_bias(int bias, int out, RowRange rows, PanelRange panels);
   void sample(const Head& op, RowRange rows);
   // Logits [begin, end) of these rows, in the thread's strip.
   float* strip_of_logits(const Head& op, RowRange rows, int begin, int end, int thread);
@@ -92,7 +89,8 @@ class Program {
   std::vector<Region> regions_;
   std::vector<size_t> kinds_;  // of the regions, for the profile
   KVMemory kv_memory_;
-  std::vector<FloatArray> buffers_;
+  std::vector<FloatArray> buffers_;  // none for a view
+  std::vector<RowMemory> rows_;
   std::vector<FloatArray> angles_;  // of each rope table: [N][cosines, sines]
   FloatArray activations_;          // quantised rows for the next matmul
   Sampler sampler_;

@@ -11,7 +11,15 @@ constexpr size_t kStripWidth = kStretch + 16;  // not a power of two, so that ro
 
 }  // namespace
 
-void Program::run(const Head& op) {
+void Head::check(const Model& model) const {
+  const Matrix& matrix = model.matrix(weight);
+  require(model.buffer(x).selected && matrix.cols() == model.buffer(x).width, "Head's input");
+  require(matrix.rows() == model.limits.vocab, "Head's weight must have a row a token");
+}
+
+void Head::run(Program& program) const { program.sample(*this); }
+
+void Program::sample(const Head& op) {
   for (int begin = 0; begin < logit_rows_; begin += kHeadRows) {
     sample(op, {begin, std::min(begin + kHeadRows, logit_rows_)});
   }
@@ -49,7 +57,7 @@ float* Program::strip_of_logits(const Head& op, RowRange rows, int begin, int en
   if (strip == nullptr) strip = allocate_floats(kHeadRows * kStripWidth);
   const PanelRange panels{begin / kPanelRows, (end + kPanelRows - 1) / kPanelRows};
   // Columns count from the matrix's first row.
-  multiply(matrix_of(op.weight), op.x, rows, panels, strip.get() - panels.begin * kPanelRows, kStripWidth);
+  multiply(model.matrix(op.weight), op.x, rows, panels, strip.get() - panels.begin * kPanelRows, kStripWidth);
   return strip.get() + begin % kPanelRows;
 }
 

@@ -1,4 +1,4 @@
-// The row ops of a Program: each on one row, in one fixed order of arithmetic.
+// Row ops of a Program: each on one row, in one fixed order of arithmetic.
 #include <algorithm>
 #include <cmath>
 
@@ -6,60 +6,86 @@
 
 namespace corral {
 
-void Program::run_row(const RmsNorm& op, int row) {
-  const int width = model.buffers[static_cast<size_t>(op.x)].width / op.heads;
-  const float *x = row_of(op.x, row), *weight = vector_of(op.weight);
-  float* out = row_of(op.out, row);
-  for (int head = 0; head < op.heads; ++head) {
-    kernels_.pointwise->rms_norm(x + head * width, weight, out + head * width, width, op.eps);
+void RmsNorm::check(const Model& model) const {
+  model.require_like(x, out);
+  const int width = model.buffer(x).width;
+  require(heads > 0 && width % heads == 0, "RmsNorm's heads");
+  require(model.vector(weight).size() == static_cast<size_t>(width / heads), "RmsNorm's weight");
+}
+
+void RmsNorm::run_row(Program& program, int row) const {
+  const int width = program.model.buffer(x).width / heads;
+  const float *from = program.row_of(x, row), *factors = program.model.vector(weight).data();
+  float* to = program.row_of(out, row);
+  for (int head = 0; head < heads; ++head) {
+    program.kernels().pointwise->rms_norm(from + head * width, factors, to + head * width, width, eps);
   }
 }
 
-void Program::run_row(const Rope& op, int row) {
-  const int64_t token = model.buffers[static_cast<size_t>(op.x)].selected ? batch_->rows[row] : row;
-  const float* cosine = angles_[static_cast<size_t>(op.table)].get() + token * op.rotated;
-  const float* sine = cosine + op.rotated / 2;
-  const auto rotate = op.interleaved ? kernels_.pointwise->rope_interleaved : kernels_.pointwise->rope_half;
-  float* x = row_of(op.x, row);
-  for (int head = 0; head < op.heads; ++head) rotate(x + head * op.head_dim, cosine, sine, op.rotated / 2);
+void Rope::check(const Model& model) const {
+  model.require_like(x, out);
+  const int width = model.buffer(x).width;
+  require(heads > 0 && width % heads == 0, "Rope's heads");
+  require(!frequencies.empty() && 2 * frequencies.size() <= static_cast<size_t>(width / heads), "Rope's rotated part");
 }
 
-void Program::run_row(const KVWrite& op, int row) {
-  KVCache& cache = model.caches[static_cast<size_t>(op.layer)];
-  const float *k = row_of(op.k, row), *v = row_of(op.v, row);
-  const int slot = batch_->positions[row] % kKvBlock, dim = cache.head_dim;
-  const int32_t block = block_of_[static_cast<size_t>(cache.group) * tokens_ + row];
-  for (int head = 0; head < cache.kv_heads; ++head) {
-    kernels_.pointwise->store_half(k + head * dim, cache.keys(block, head) + slot, dim, kKvBlock);
-    kernels_.pointwise->store_half(v + head * dim, cache.values(block, head) + slot * dim, dim, 1);
+void Rope::run_row(Program& program, int row) const {
+  const Buffer& buffer = program.model.buffer(x);
+  const auto pairs = static_cast<int>(frequencies.size());
+  const float* cosine = program.angles_of(table, buffer.selected ? program.batch().rows[row] : row);
+  const PointwiseKernels& kernels = *program.kernels().pointwise;
+  const auto rotate = style == RopeStyle::kInterleaved ? kernels.rope_interleaved : kernels.rope_half;
+  float* to = program.row_of(out, row);
+  const float* from = program.row_of(x, row);
+  if (to != from) std::copy_n(from, buffer.width, to);
+  for (int head = 0; head < heads; ++head) rotate(to + head * (buffer.width / heads), cosine, cosine + pairs, pairs);
+}
+
+void Angles::run_row(Program& program, int row) const {
+  const RopeTable& rope = program.model.ropes[static_cast<size_t>(table)];
+  float* cosine = program.angles_of(table, row);
+  float* sine = cosine + rope.frequencies.size();
+  for (size_t i = 0; i < rope.frequencies.size(); ++i) {
+    const double angle = program.batch().positions[row] * rope.frequencies[i];
+    cosine[i] = static_cast<float>(std::cos(angle) * rope.magnitude);
+    sine[i] = static_cast<float>(std::sin(angle) * rope.magnitude);
   }
 }
 
-void Program::run_row(const Add& op, int row) {
-  kernels_.pointwise->add(row_of(op.x, row), row_of(op.y, row), row_of(op.out, row),
-                          model.buffers[static_cast<size_t>(op.out)].width);
+float* Program::angles_of(int table, int64_t token) const {
+  const size_t pairs = model.ropes[static_cast<size_t>(table)].frequencies.size();
+  return angles_[static_cast<size_t>(table)].get() + token * static_cast<int64_t>(2 * pairs);
 }
 
-void Program::run_row(const Gated& op, int row) {
-  const auto gate = op.gelu ? kernels_.pointwise->gelu_gate : kernels_.pointwise->silu_gate;
-  gate(row_of(op.gate, row), row_of(op.up, row), row_of(op.out, row),
-       model.buffers[static_cast<size_t>(op.out)].width);
+void Add::check(const Model& model) const {
+  model.require_like(x, y);
+  model.require_like(x, out);
 }
 
-void Program::run_row(const Select& op, int row) {
-  const float* x = row_of(op.x, batch_->rows[row]);
-  std::copy_n(x, model.buffers[static_cast<size_t>(op.out)].width, row_of(op.out, row));
+void Add::run_row(Program& program, int row) const {
+  program.kernels().pointwise->add(program.row_of(x, row), program.row_of(y, row), program.row_of(out, row),
+                                   program.model.buffer(out).width);
 }
 
-void Program::run_row(const Angles& op, int row) {
-  const RopeTable& table = model.ropes[static_cast<size_t>(op.table)];
-  float* cosine = angles_[static_cast<size_t>(op.table)].get() + static_cast<int64_t>(row) * table.rotated;
-  float* sine = cosine + table.rotated / 2;
-  for (size_t i = 0; i < table.frequencies.size(); ++i) {
-    const double angle = batch_->positions[row] * table.frequencies[i];
-    cosine[i] = static_cast<float>(std::cos(angle));
-    sine[i] = static_cast<float>(std::sin(angle));
-  }
+void Gated::check(const Model& model) const {
+  model.require_like(gate, up);
+  model.require_like(gate, out);
+}
+
+void Gated::run_row(Program& program, int row) const {
+  const PointwiseKernels& kernels = *program.kernels().pointwise;
+  const auto activate = activation == Activation::kSilu ? kernels.silu_gate : kernels.gelu_gate;
+  activate(program.row_of(gate, row), program.row_of(up, row), program.row_of(out, row),
+           program.model.buffer(out).width);
+}
+
+void Select::check(const Model& model) const {
+  require(!model.buffer(x).selected && model.buffer(out).selected, "Select goes from tokens to logit rows");
+  require(model.buffer(x).width == model.buffer(out).width, "Select's width");
+}
+
+void Select::run_row(Program& program, int row) const {
+  std::copy_n(program.row_of(x, program.batch().rows[row]), program.model.buffer(out).width, program.row_of(out, row));
 }
 
 }  // namespace corral

@@ -26,9 +26,10 @@ def serve_steps(given: argparse.Namespace) -> None:
     from corral.executors.native import NativeExecutor
     from corral.models.table import build_program
     from corral.weights.gguf import open_gguf
+    from corral.weights.gguf_source import GGUFSource
 
     gguf = open_gguf(given.model)
-    program = build_program(gguf)
+    program = build_program(GGUFSource(gguf))
     sizes = [int(re.sub(r"\D", "", case)) for case in given.cases.split(",")]
     table, groups = len(blocks_for(given.context + 1)), len(program.kv_groups)
     executor = NativeExecutor(

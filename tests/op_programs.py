@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from corral.models.program import Buffer, Embed, KVLayer, Op, Program
+from corral.models.ops import Embed, Op
+from corral.models.program import Buffer, KVLayer, Program
 from corral.weights.qtensor import QTensor
 
 
@@ -27,6 +28,12 @@ class ProgramBuilder:
 
     def buffer(self, width: int, selected: bool = False) -> int:
         self.buffers.append(Buffer(f"b{len(self.buffers)}", width, selected))
+        return len(self.buffers) - 1
+
+    def view(self, base: int, start: int, width: int) -> int:
+        """Columns of a buffer that is no view itself."""
+        selected = self.buffers[base].selected
+        self.buffers.append(Buffer(f"b{len(self.buffers)}", width, selected, base, start))
         return len(self.buffers) - 1
 
     def weight(self, values: np.ndarray) -> int:

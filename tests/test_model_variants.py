@@ -13,6 +13,7 @@ from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
 from corral.text.tokenizer import load_tokenizer
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 from corral.weights.tensors import load_tensor
 from gguf_files import tiny_llama
 
@@ -63,7 +64,7 @@ def test_random_llama_has_the_mix_and_finite_logits(variants, source, tmp_path):
     assert 0.015 < weights.std() < 0.025 and abs(weights.mean()) < 0.002
     rich = load_tensor(gguf, "blk.0.ffn_down.weight").dequantize()
     assert 0.015 < rich.std() < 0.025 and abs(rich.mean()) < 0.002
-    program = build_program(gguf)
+    program = build_program(GGUFSource(gguf))
     executor = ReferenceExecutor(program, num_blocks=2, max_tokens=16)
     result = executor.step(make_batch([Part([1, 2, 3, 4], blocks_for(4), rows=[3])]))
     assert 0 <= result.tokens[0] < program.vocab_size

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from corral.models.ops import Op
+
 class Matrix:
     """A weight matrix in panels of 8 rows."""
 
@@ -52,31 +54,17 @@ class Program:
         self, vocab: int, max_tokens: int, max_sequences: int, num_blocks: int, threads: int, isa: str
     ) -> None: ...
     def add_buffer(self, width: int, selected: bool) -> int: ...
+    def add_view(self, base: int, start: int, width: int) -> int:
+        """Columns of a buffer that has memory of its own."""
+
     def add_kv_layer(self, kv_heads: int, head_dim: int, window: int, group: int) -> int:
         """window 0 = all positions; the layers of a group share block tables."""
 
     def add_matrix(self, matrix: Matrix) -> int: ...
     def add_vector(self, values: NDArray[np.float32]) -> int: ...
-    def embed(self, weight: int, out: int, scale: float) -> None: ...
-    def rms_norm(self, x: int, weight: int, out: int, eps: float, heads: int) -> None: ...
-    def linear(self, x: int, weights: list[int], outs: list[int], biases: list[int]) -> None: ...
-    def rope(
-        self,
-        x: int,
-        heads: int,
-        head_dim: int,
-        rotated: int,
-        theta: float,
-        interleaved: bool,
-        scale: float,
-        factors: int,
-    ) -> None: ...
-    def kv_write(self, k: int, v: int, layer: int) -> None: ...
-    def attention(self, q: int, out: int, layer: int, heads: int, scale: float) -> None: ...
-    def add(self, x: int, y: int, out: int) -> None: ...
-    def gated(self, gate: int, up: int, out: int, gelu: bool) -> None: ...
-    def select(self, x: int, out: int) -> None: ...
-    def head(self, x: int, weight: int) -> None: ...
+    def add(self, op: Op) -> None:
+        """An op that names buffers; ValueError if it does not fit or the native executor has no such op."""
+
     def finish(self) -> None:
         """Take the memory; nothing may be added afterwards."""
 

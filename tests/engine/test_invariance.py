@@ -9,7 +9,7 @@ from corral.engine.engine import Engine, EngineOptions
 from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
 from corral.types import SamplingParams
-from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 from gguf_files import tiny_gemma3, tiny_llama
 
 SEQUENCES, REPLY = 20, 24
@@ -33,7 +33,7 @@ EXECUTORS = {"reference": ReferenceExecutor, "native": native}
 @pytest.fixture(scope="module", params=FAMILIES)
 def program(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
-    return build_program(open_gguf(FAMILIES[request.param](path)))
+    return build_program(GGUFSource.open(FAMILIES[request.param](path)))
 
 
 @pytest.fixture(params=EXECUTORS)
@@ -152,7 +152,7 @@ def keeping_everything(name, program, prompt, count):
 
 @pytest.mark.model
 def test_replies_of_a_real_model_do_not_depend_on_company(smollm2_path):
-    program = build_program(open_gguf(smollm2_path))
+    program = build_program(GGUFSource.open(smollm2_path))
     text = [(31 * i) % 40000 + 100 for i in range(90)]
     wanted = [
         (id, text[: 20 + 9 * id], SamplingParams(temperature=0, max_tokens=16, logprobs=5)) for id in range(8)

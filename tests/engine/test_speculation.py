@@ -12,7 +12,7 @@ from corral.engine.engine import Engine, EngineOptions
 from corral.engine.pace import Pace
 from corral.models.table import build_program
 from corral.types import FinishReason, SamplingParams
-from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 
 GREEDY = SamplingParams(temperature=0, max_tokens=60)
 
@@ -158,7 +158,7 @@ def test_random_life_is_the_same_with_drafts(data):
 @pytest.fixture(scope="module", params=FAMILIES)
 def program(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
-    return build_program(open_gguf(FAMILIES[request.param](path)))
+    return build_program(GGUFSource.open(FAMILIES[request.param](path)))
 
 
 def requests_of_all_kinds(vocab_size):

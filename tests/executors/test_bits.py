@@ -17,6 +17,7 @@ from corral.engine.engine import Engine, EngineOptions
 from corral.models.table import build_program
 from corral.types import SamplingParams
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 FILE = GOLDENS / "bits.json"
@@ -29,7 +30,7 @@ def compute_bits(path: Path, model: str, isa: str) -> dict[str, Any]:
     from corral.executors.native import NativeExecutor
 
     with open_gguf(path) as file, np.load(GOLDENS / f"{model}.npz") as arrays:
-        program = build_program(file)
+        program = build_program(GGUFSource(file))
         executor = NativeExecutor(
             program,
             num_blocks=40 * len(program.kv_groups),

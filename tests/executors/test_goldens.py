@@ -18,6 +18,7 @@ from corral.models.program import Program
 from corral.models.table import build_program
 from corral.types import SamplingParams, TokenLogprob
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 PASSAGES = ("chat", "code", "english", "json", "multilingual", "numbers")
@@ -57,7 +58,7 @@ def model(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def program(model: str, request: pytest.FixtureRequest) -> Iterator[Program]:
     with open_gguf(request.getfixturevalue(f"{model}_path")) as file:
-        yield build_program(file)
+        yield build_program(GGUFSource(file))
 
 
 @pytest.fixture(scope="module")

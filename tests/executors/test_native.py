@@ -19,10 +19,11 @@ from batches import Part, blocks_for, make_batch, with_columns
 from corral.executors.batch import COLUMNS, Batch, Bias, Penalties, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
-from corral.models.program import Add, Head, KVWrite, Linear, Program, RmsNorm, Select
+from corral.models.ops import Add, Head, KVWrite, Linear, RmsNorm, Select
+from corral.models.program import Program
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
-from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 from gguf_files import tiny_gemma3, tiny_llama
 from op_programs import ProgramBuilder
 
@@ -36,7 +37,7 @@ Make = Callable[..., NativeExecutor]
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
     path = tmp_path_factory.mktemp("native") / "tiny.gguf"
     write = partial(tiny_llama, heads=6, hidden=96) if request.param == "llama" else tiny_gemma3
-    return build_program(open_gguf(write(path)))
+    return build_program(GGUFSource.open(write(path)))
 
 
 def open_native(program: Program, **fields: Any) -> NativeExecutor:
@@ -219,7 +220,7 @@ def test_a_wrong_batch_is_refused_and_the_next_one_runs(program: Program, fields
 
 
 def test_blocks_that_no_row_sees_need_not_be_there(tmp_path: Path) -> None:
-    program = build_program(open_gguf(tiny_gemma3(tmp_path / "m.gguf", window=32)))
+    program = build_program(GGUFSource.open(tiny_gemma3(tmp_path / "m.gguf", window=32)))
     executor, groups = open_native(program), len(program.kv_groups)
     batch = make_batch([Part(TOKENS[:100], blocks_for(101), rows=[])], groups=groups)
     executor.step(batch)
@@ -295,7 +296,7 @@ def test_every_tensor_is_reported_once_packed(program: Program) -> None:
 def test_a_tied_head_is_packed_once(tmp_path: Path) -> None:
     sizes = {
         tied: open_native(
-            build_program(open_gguf(tiny_llama(tmp_path / f"{tied}.gguf", tied=tied)))
+            build_program(GGUFSource.open(tiny_llama(tmp_path / f"{tied}.gguf", tied=tied)))
         ).weight_bytes
         for tied in (True, False)
     }

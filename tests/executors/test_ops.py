@@ -11,7 +11,7 @@ from batches import Part, blocks_for, make_batch
 from corral.config import ISAS
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
-from corral.models.program import (
+from corral.models.ops import (
     Activation,
     Add,
     Attention,
@@ -19,12 +19,12 @@ from corral.models.program import (
     Head,
     KVWrite,
     Linear,
-    Program,
     RmsNorm,
     Rope,
     RopeStyle,
     Select,
 )
+from corral.models.program import Program
 from op_programs import ProgramBuilder
 
 VOCAB = 96
@@ -122,27 +122,82 @@ def test_linear_with_several_matrices_gives_each_product(count: int, cols: int, 
 @pytest.mark.parametrize(
     ("heads", "head_dim", "rotated"), [(1, 8, 8), (3, 24, 24), (2, 64, 64), (2, 80, 20), (1, 6, 2)]
 )
-@pytest.mark.parametrize("with_factors", [False, True])
 def test_rope_rotates_by_position(
-    style: RopeStyle, heads: int, head_dim: int, rotated: int, with_factors: bool, isa: str
+    style: RopeStyle, heads: int, head_dim: int, rotated: int, isa: str
 ) -> None:
     builder = ProgramBuilder(VOCAB)
     x, y = (builder.table(values(heads * head_dim, seed)) for seed in (0, 1))
-    factors = builder.weight(np.linspace(1, 8, rotated // 2)) if with_factors else None
-    builder.add(Rope(x, heads, head_dim, rotated, 10000.0, style, 1.0, factors))
-    builder.add(Rope(y, heads, head_dim, rotated, 1e6, style, 8.0, factors))
+    out = builder.buffer(heads * head_dim)
+    builder.add(Rope(x, out, heads, frequencies(10000.0, rotated), style))
+    builder.add(Rope(y, y, heads, frequencies(1e6, rotated), style, magnitude=1.25))
     far = 131000
     steps = [whole(9), whole(5, start=far, blocks=[0] * (far // 16 + 1)), whole(1, start=17)]
-    compare(builder, [x, y], steps, isa)
+    compare(builder, [x, out, y], steps, isa)
+
+
+def frequencies(base: float, rotated: int) -> tuple[float, ...]:
+    return tuple(base ** (-2 * i / rotated) for i in range(rotated // 2))
 
 
 def test_ropes_with_the_same_and_other_parameters_do_not_mix(isa: str) -> None:
     builder = ProgramBuilder(VOCAB)
     ropes = []
-    for theta, scale in [(1e4, 1.0), (1e6, 1.0), (1e4, 1.0), (1e4, 2.0)]:
+    for base, magnitude in [(1e4, 1.0), (1e6, 1.0), (1e4, 1.0), (1e4, 2.0)]:
         ropes.append(builder.table(values(32)))
-        builder.add(Rope(ropes[-1], 2, 16, 16, theta, RopeStyle.HALF, scale))
+        builder.add(Rope(ropes[-1], ropes[-1], 2, frequencies(base, 16), RopeStyle.HALF, magnitude))
     compare(builder, ropes, [whole(40)], isa)
+
+
+def test_pairs_of_frequency_zero_stand_still(isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x, out = builder.table(values(32)), builder.buffer(32)
+    builder.add(Rope(x, out, 1, (*frequencies(1e4, 16), *[0.0] * 8), RopeStyle.HALF))
+    native = NativeExecutor(builder.build(), num_blocks=2, max_tokens=32, max_sequences=1, threads=1, isa=isa)
+    native.step(make_batch(whole(20)))
+    moved = (native.buffer(out) != native.buffer(x)).any(axis=0)
+    assert moved.tolist() == ([True] * 8 + [False] * 8) * 2
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_ops_over_views_give_the_bits_of_ops_over_buffers(count: int, isa: str) -> None:
+    rng = np.random.default_rng(3)
+    fused, down = rng.standard_normal((64, 64)), rng.standard_normal((24, 32))
+    parts = [(0, 32), (32, 16), (48, 16)]  # start and width of q, k and v
+
+    def results(views: bool) -> list[np.ndarray]:
+        builder = ProgramBuilder(VOCAB)
+        x, layer = builder.table(values(64)), builder.kv_layer(1, 16)
+        if views:
+            qkv = builder.buffer(64)
+            builder.add(Linear(x, (builder.weight(fused),), (qkv,), (None,)))
+            q, k, v = (builder.view(qkv, *part) for part in parts)
+            attended = builder.view(builder.table(values(40, 1)), 8, 32)
+        else:
+            q, k, v = (builder.buffer(width) for _, width in parts)
+            weights = tuple(builder.weight(fused[start : start + width]) for start, width in parts)
+            builder.add(Linear(x, weights, (q, k, v), (None,) * 3))
+            attended = builder.buffer(32)
+        out = builder.buffer(24)
+        builder.add(Rope(k, k, 1, frequencies(1e4, 16), RopeStyle.HALF))
+        builder.add(KVWrite(k, v, layer))
+        builder.add(Attention(q, attended, layer, 2, 0.25))
+        builder.add(Add(q, attended, q))
+        builder.add(Linear(attended, (builder.weight(down),), (out,), (None,)))
+        found = []
+        for executor in (
+            NativeExecutor(
+                builder.build(), num_blocks=6, max_tokens=VOCAB, max_sequences=1, threads=2, isa=isa
+            ),
+            ReferenceExecutor(builder.build(), num_blocks=6, max_tokens=VOCAB),
+        ):
+            executor.step(make_batch(whole(count)))
+            found += [executor.buffer(index) for index in (q, k, v, attended, out)]
+        return found
+
+    for found, wanted in zip(results(True)[:5], results(False)[:5], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    for found, wanted in zip(results(True)[5:], results(False)[5:], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 8, 31, 576])
@@ -252,7 +307,7 @@ def test_rope_and_attention_of_wanted_rows_give_the_bits_of_all_rows(rows: list[
     builder.add(Select(q, chosen))
     builder.add(KVWrite(k, v, layer))
     for x, out in [(q, everyone), (chosen, wanted)]:
-        builder.add(Rope(x, 3, 32, 32, 10000.0, RopeStyle.HALF))
+        builder.add(Rope(x, x, 3, frequencies(10000.0, 32), RopeStyle.HALF))
         builder.add(Attention(x, out, layer, 3, 0.2))
     parts = [
         Part(range(20), range(2), rows=[row for row in rows if row < 20]),

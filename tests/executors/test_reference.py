@@ -8,10 +8,12 @@ import pytest
 from batches import Part, blocks_for, greedy_rows, make_batch, with_columns
 from corral.executors.batch import Bias, Executor, Penalties, StepResult
 from corral.executors.reference import ReferenceExecutor
-from corral.models.program import Attention, Buffer, Embed, Head, KVLayer, KVWrite, Linear, Program, RmsNorm
+from corral.models.ops import Attention, Embed, Head, KVWrite, Linear, RmsNorm
+from corral.models.program import Buffer, KVLayer, Program
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 from corral.weights.qtensor import QTensor
 from gguf_files import tiny_gemma3, tiny_llama
 
@@ -22,7 +24,7 @@ CLOSE = {"rtol": 0, "atol": 1e-4}
 @pytest.fixture(params=[tiny_llama, tiny_gemma3], ids=["llama", "gemma3"])
 def program(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Program]:
     with open_gguf(request.param(tmp_path / "m.gguf")) as file:
-        yield build_program(file)
+        yield build_program(GGUFSource(file))
 
 
 @pytest.fixture

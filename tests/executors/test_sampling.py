@@ -14,7 +14,7 @@ from batches import Part, blocks_for, greedy_rows, make_batch, with_columns
 from corral.executors.batch import Bias, Penalties, SamplingRows, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference_sampling import sample as sample_reference
-from corral.models.program import Head, Select
+from corral.models.ops import Head, Select
 from op_programs import ProgramBuilder
 
 FAILED = -1

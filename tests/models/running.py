@@ -9,12 +9,13 @@ from batches import Part, blocks_for, make_batch
 from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 
 
 def logprobs(path: Path, tokens: list[int]) -> np.ndarray:
     """Log-probs [N, vocabulary] of a file's own Program, in one step."""
     with open_gguf(path) as file:
-        program, blocks = build_program(file), blocks_for(len(tokens))
+        program, blocks = build_program(GGUFSource(file)), blocks_for(len(tokens))
         groups = len(program.kv_groups)
         executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(tokens))
         executor.step(make_batch([Part(tokens, blocks)], groups=groups))

@@ -6,9 +6,11 @@ import pytest
 from checkpoint import rewrite
 
 from corral.errors import CorruptModel, UnsupportedModel, UserError
-from corral.models.program import Attention, KVWrite, Program
+from corral.models.ops import Attention, KVWrite
+from corral.models.program import Program
 from corral.models.table import build_program
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 from gguf_files import encode, tiny_gemma3, tiny_llama
 
 
@@ -19,7 +21,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def build(path: Path) -> Program:
     with open_gguf(path) as file:
-        return build_program(file)
+        return build_program(GGUFSource(file))
 
 
 def test_a_missing_tensor_is_named(checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ from corral.models.table import build_program
 from corral.pool.memory import MemoryBudget, kv_bytes
 from corral.types import BLOCK_SIZE
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_source import GGUFSource
 from gguf_files import tiny_gemma3, tiny_llama
 
 GIB = 2**30
@@ -31,7 +32,7 @@ def kv_of_a_program(program, tokens, chunk):
 @pytest.mark.parametrize("write", [tiny_llama, tiny_gemma3])
 def test_kv_cache_is_counted_as_executors_count_it(write, tmp_path):
     with open_gguf(write(tmp_path / "tiny.gguf")) as file:
-        config, program = read_config(file.metadata), build_program(file)
+        config, program = read_config(file.metadata), build_program(GGUFSource(file))
     for tokens in (BLOCK_SIZE + 1, 512):
         wanted = kv_of_a_program(program, tokens, 24)
         assert kv(config, 1000 * GIB, context_length=tokens, max_sequences=1, batch_tokens=24) == wanted

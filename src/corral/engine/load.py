@@ -9,9 +9,10 @@ from corral.engine.protocol import EngineSpec, Ready
 from corral.errors import EngineFailed, OutOfMemory
 from corral.executors.batch import Executor
 from corral.models.program import Program
-from corral.models.table import ARCHITECTURES, build_program
+from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
 from corral.weights.gguf import GGUFFile, open_gguf
+from corral.weights.gguf_source import GGUFSource
 
 # Class, and which fields of a spec it is given beside the Program, num_blocks and max_tokens.
 EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -22,15 +23,15 @@ EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def import_ahead() -> None:
     """Import what nearly every load needs, while there is nothing else to do."""
-    for location in (EXECUTORS["native"][0], *ARCHITECTURES.values()):
-        importlib.import_module(location.partition(":")[0])
+    for module in ("corral.executors.native", "corral.models.blocks", "corral.models.placement"):
+        importlib.import_module(module)
 
 
 def load(spec: EngineSpec) -> tuple[Engine, Ready]:
     """Load the model that a spec names; raises what is wrong with it."""
     begun = time.monotonic_ns()
     gguf = open_gguf(spec.path)
-    program = build_program(gguf)
+    program = build_program(GGUFSource(gguf))
     num_blocks = kv_blocks(program, spec.kv_bytes)
     executor = make_executor(program, spec, num_blocks, gguf)
     options = EngineOptions(

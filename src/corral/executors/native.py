@@ -1,6 +1,6 @@
 """The native executor: packs a Program's weights once, then runs each step in one C++ call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,25 +8,11 @@ from numpy.typing import NDArray
 
 from corral import _native
 from corral.executors.batch import Batch, StepResult
-from corral.models.program import (
-    Activation,
-    Add,
-    Attention,
-    Embed,
-    Gated,
-    Head,
-    KVWrite,
-    Linear,
-    Program,
-    RmsNorm,
-    Rope,
-    RopeStyle,
-    Select,
-)
+from corral.models.ops import Role, numbers_in
+from corral.models.program import Program
 from corral.types import MAX_TOP_LOGPROBS
 from corral.weights.qtensor import QTensor
 
-NONE = -1  # a weight that an op does without
 PANEL_ROWS = 8  # rows are packed in multiples of it
 
 OnPacked = Callable[[str], None]
@@ -54,14 +40,17 @@ class NativeExecutor:
         )
         self.isa = self._program.isa  # the kernels in use
         for buffer in program.buffers:
-            self._program.add_buffer(buffer.width, buffer.selected)
+            if buffer.base is None:
+                self._program.add_buffer(buffer.width, buffer.selected)
+            else:
+                self._program.add_view(buffer.base, buffer.start, buffer.width)
         group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
         for number, layer in enumerate(program.kv_layers):
             group = group_of[number]
             self._program.add_kv_layer(layer.kv_heads, layer.head_dim, layer.window or 0, group)
         self.weight_bytes = _add_weights(self._program, program, on_packed)
         for op in program.ops:
-            ADD_OP[type(op)](self._program, op)
+            self._program.add(op)
         self._program.finish()
 
     def step(self, batch: Batch) -> StepResult:
@@ -104,7 +93,7 @@ class NativeExecutor:
 
 def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked | None) -> int:
     """Hand over every weight, packing a tensor that two ops share once. Returns the bytes that they take."""
-    vectors = {index for op in program.ops for index in _vectors_of(op)}
+    vectors = {index for op in program.ops for index in numbers_in(op, Role.VECTOR)}
     packed: dict[int, _native.Matrix] = {}  # by identity of the tensor
     vector_bytes = 0
     for index, tensor in enumerate(program.weights):
@@ -121,19 +110,6 @@ def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked 
     return vector_bytes + sum(matrix.nbytes for matrix in packed.values())
 
 
-def _vectors_of(op: object) -> tuple[int, ...]:
-    """The weights that an op reads as float vectors."""
-    match op:
-        case RmsNorm(weight=weight):
-            return (weight,)
-        case Linear(biases=biases):
-            return tuple(bias for bias in biases if bias is not None)
-        case Rope(factors=int(factors)):
-            return (factors,)
-        case _:
-            return ()
-
-
 def _pack(tensor: QTensor, isa: str) -> _native.Matrix:
     rows, cols = tensor.shape
     if not tensor.is_float:
@@ -144,35 +120,3 @@ def _pack(tensor: QTensor, isa: str) -> _native.Matrix:
     for start, stop in tensor.ranges(multiple=PANEL_ROWS):
         matrix.pack_floats(start, np.ascontiguousarray(tensor.decode(start, stop), np.float32))
     return matrix
-
-
-def _add_linear(native: _native.Program, op: Linear) -> None:
-    biases = [NONE if bias is None else bias for bias in op.biases]
-    native.linear(op.x, list(op.weights), list(op.outs), biases)
-
-
-def _add_rope(native: _native.Program, op: Rope) -> None:
-    native.rope(
-        op.x,
-        op.heads,
-        op.head_dim,
-        op.rotated,
-        op.theta,
-        op.style is RopeStyle.INTERLEAVED,
-        op.scale,
-        NONE if op.factors is None else op.factors,
-    )
-
-
-ADD_OP: Mapping[type, Callable[[_native.Program, Any], None]] = {
-    Embed: lambda native, op: native.embed(op.weight, op.out, op.scale),
-    RmsNorm: lambda native, op: native.rms_norm(op.x, op.weight, op.out, op.eps, op.heads),
-    Linear: _add_linear,
-    Rope: _add_rope,
-    KVWrite: lambda native, op: native.kv_write(op.k, op.v, op.layer),
-    Attention: lambda native, op: native.attention(op.q, op.out, op.layer, op.heads, op.scale),
-    Add: lambda native, op: native.add(op.x, op.y, op.out),
-    Gated: lambda native, op: native.gated(op.gate, op.up, op.out, op.activation is Activation.GELU_TANH),
-    Select: lambda native, op: native.select(op.x, op.out),
-    Head: lambda native, op: native.head(op.x, op.weight),
-}

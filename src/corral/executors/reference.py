@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from corral.executors.batch import F32, I32, Batch, StepResult
 from corral.executors.reference_sampling import sample
-from corral.models.program import (
+from corral.models.ops import (
     Activation,
     Add,
     Attention,
@@ -19,12 +19,12 @@ from corral.models.program import (
     KVWrite,
     Linear,
     Op,
-    Program,
     RmsNorm,
     Rope,
     RopeStyle,
     Select,
 )
+from corral.models.program import Program
 from corral.types import BLOCK_SIZE
 
 
@@ -60,7 +60,21 @@ class ReferenceExecutor:
 
     def buffer(self, index: int) -> NDArray[Any]:
         """A copy of a buffer as the last step left it."""
-        return self.buffers[index].copy()
+        return self.rows(index).copy()
+
+    def rows(self, index: int) -> F32:
+        """A buffer's rows [N or R, width]; those of a view are columns of its base's."""
+        buffer = self.program.buffers[index]
+        if buffer.base is None:
+            return self.buffers[index]
+        return self.buffers[buffer.base][:, buffer.start : buffer.start + buffer.width]
+
+    def write(self, index: int, rows: F32) -> None:
+        """Put an op's result, which nothing else holds, into a buffer."""
+        if self.program.buffers[index].base is None:
+            self.buffers[index] = rows
+        else:
+            self.rows(index)[:] = rows
 
     def close(self) -> None:
         """Forget weights and cache."""
@@ -75,38 +89,39 @@ class ReferenceExecutor:
 
 
 def _embed(run: ReferenceExecutor, op: Embed, batch: Batch) -> None:
-    run.buffers[op.out] = run.weight(op.weight)[batch.tokens] * np.float32(op.scale)
+    run.write(op.out, run.weight(op.weight)[batch.tokens] * np.float32(op.scale))
 
 
 def _rms_norm(run: ReferenceExecutor, op: RmsNorm, batch: Batch) -> None:
-    x = run.buffers[op.x]
+    x = run.rows(op.x)
     parts = x.reshape(len(x), op.heads, x.shape[1] // op.heads)
     mean = np.mean(np.square(parts), axis=-1, keepdims=True)
     normed = parts / np.sqrt(mean + np.float32(op.eps)) * run.weight(op.weight)[0]
-    run.buffers[op.out] = normed.reshape(x.shape)
+    run.write(op.out, normed.reshape(x.shape))
 
 
 def _linear(run: ReferenceExecutor, op: Linear, batch: Batch) -> None:
-    x = run.buffers[op.x]
+    x = run.rows(op.x)
     for weight, out, bias in zip(op.weights, op.outs, op.biases, strict=True):
-        run.buffers[out] = x @ run.weight(weight).T
-        if bias is not None:
-            run.buffers[out] += run.weight(bias)[0]
+        product = x @ run.weight(weight).T
+        run.write(out, product if bias is None else product + run.weight(bias)[0])
 
 
 def _rope(run: ReferenceExecutor, op: Rope, batch: Batch) -> None:
-    x = run.buffers[op.x].reshape(-1, op.heads, op.head_dim).copy()
-    pairs = np.arange(op.rotated // 2)
-    frequency = op.theta ** (-2.0 * pairs / op.rotated) / op.scale
-    if op.factors is not None:
-        frequency = frequency / run.weight(op.factors)[0]
-    angle = batch.positions[_rows_of(run, op.x, batch), None, None] * frequency  # [N or R, 1, rotated / 2]
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    first = pairs if op.style is RopeStyle.HALF else 2 * pairs
-    second = first + (op.rotated // 2 if op.style is RopeStyle.HALF else 1)
-    a, b = x[..., first], x[..., second]
-    x[..., first], x[..., second] = a * cos - b * sin, a * sin + b * cos
-    run.buffers[op.x] = x.reshape(run.buffers[op.x].shape)
+    x = run.rows(op.x)
+    heads = x.reshape(len(x), op.heads, x.shape[1] // op.heads).copy()
+    count = len(op.frequencies)
+    angle = batch.positions[_rows_of(run, op.x, batch), None, None] * np.array(
+        op.frequencies
+    )  # [N or R, 1, P]
+    cos = (np.cos(angle) * op.magnitude).astype(np.float32)
+    sin = (np.sin(angle) * op.magnitude).astype(np.float32)
+    half = op.style is RopeStyle.HALF
+    first = np.arange(count) * (1 if half else 2)
+    second = first + (count if half else 1)
+    a, b = heads[..., first], heads[..., second]
+    heads[..., first], heads[..., second] = a * cos - b * sin, a * sin + b * cos
+    run.write(op.out, heads.reshape(x.shape))
 
 
 def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
@@ -114,17 +129,17 @@ def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
     tables = batch.blocks[run.group_of[op.layer]]
     block = tables[_sequence_of_rows(batch), batch.positions // BLOCK_SIZE]
     slot = batch.positions % BLOCK_SIZE
-    keys[block, slot] = run.buffers[op.k].reshape(-1, *keys.shape[2:])
-    values[block, slot] = run.buffers[op.v].reshape(-1, *values.shape[2:])
+    keys[block, slot] = run.rows(op.k).reshape(-1, *keys.shape[2:])
+    values[block, slot] = run.rows(op.v).reshape(-1, *values.shape[2:])
 
 
 def _attention(run: ReferenceExecutor, op: Attention, batch: Batch) -> None:
-    q, rows = run.buffers[op.q], _rows_of(run, op.q, batch)
+    q, rows = run.rows(op.q), _rows_of(run, op.q, batch)
     out, owner = np.empty_like(q), _sequence_of_rows(batch)[rows]
     for sequence, blocks in enumerate(batch.blocks[run.group_of[op.layer]]):
         own = owner == sequence
         out[own] = _attend(run, op, q[own], batch.positions[rows[own]], blocks)
-    run.buffers[op.out] = out
+    run.write(op.out, out)
 
 
 def _attend(run: ReferenceExecutor, op: Attention, q: F32, positions: I32, blocks: I32) -> F32:
@@ -153,11 +168,11 @@ def _attend(run: ReferenceExecutor, op: Attention, q: F32, positions: I32, block
 
 
 def _add(run: ReferenceExecutor, op: Add, batch: Batch) -> None:
-    run.buffers[op.out] = run.buffers[op.x] + run.buffers[op.y]
+    run.write(op.out, run.rows(op.x) + run.rows(op.y))
 
 
 def _gated(run: ReferenceExecutor, op: Gated, batch: Batch) -> None:
-    run.buffers[op.out] = ACTIVATE[op.activation](run.buffers[op.gate]) * run.buffers[op.up]
+    run.write(op.out, ACTIVATE[op.activation](run.rows(op.gate)) * run.rows(op.up))
 
 
 def _silu(x: F32) -> F32:
@@ -171,11 +186,11 @@ def _gelu_tanh(x: F32) -> F32:
 
 
 def _select(run: ReferenceExecutor, op: Select, batch: Batch) -> None:
-    run.buffers[op.out] = run.buffers[op.x][batch.rows]
+    run.write(op.out, run.rows(op.x)[batch.rows])
 
 
 def _head(run: ReferenceExecutor, op: Head, batch: Batch) -> None:
-    run.logits = run.buffers[op.x] @ run.weight(op.weight).T
+    run.logits = run.rows(op.x) @ run.weight(op.weight).T
 
 
 def _rows_of(run: ReferenceExecutor, buffer: int, batch: Batch) -> I32:

@@ -1,52 +1,31 @@
-"""The llama family: Llama 2 and 3, Mistral, SmolLM and everything else that GGUF calls `llama`."""
+"""The llama family: Llama 1 to 3.3, Mistral, SmolLM and everything else that GGUF calls `llama`."""
 
-from corral.errors import UnsupportedModel
-from corral.models.config import read_config
-from corral.models.graph import GraphBuilder, Rotation
-from corral.models.placement import Value
-from corral.models.program import Activation, KVLayer, Program, RopeStyle
-from corral.weights.gguf import GGUFFile
+from corral.models.blocks import PUBLISHED_TENSORS, SelfAttention, feed_forward
+from corral.models.builder import GraphBuilder
+from corral.models.graph import Graph
+from corral.models.ops import Activation, RopeStyle
+from corral.models.rope import read_plain, read_rotation
+from corral.models.sizes import read_sizes, read_windows
+from corral.weights.source import Constant, ModelSource, Published
+
+PUBLISHED = Published(fields={"rope.interleaved": Constant(False)}, tensors=PUBLISHED_TENSORS)
 
 
-def build(gguf: GGUFFile) -> Program:
-    """Pre-norm blocks, SwiGLU; rope is interleaved because GGUF stores q and k permuted so."""
-    config = read_config(gguf.metadata)
-    if config.experts:
-        raise UnsupportedModel(
-            f"metadata: 'llama.expert_count' is {config.experts}; mixtures of experts are not supported yet"
-        )
-    g = GraphBuilder(gguf)
-    q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    rotation = Rotation(
-        head_dim=config.head_dim,
-        rotated=config.rotated,
-        theta=config.rope_theta,
-        style=RopeStyle.INTERLEAVED,
-        scale=config.rope_scale,
-        factors=g.optional("rope_freqs.weight", config.rotated // 2),
-    )
-    kv_layer = KVLayer(config.kv_heads, config.head_dim, config.window)
-
-    def attend(blk: str, h: Value, last: bool) -> Value:
-        widths = {f"{blk}.attn_q": q_width, f"{blk}.attn_k": kv_width, f"{blk}.attn_v": kv_width}
-        q, k, v = g.queries_keys_values(h, widths, last)
-        g.rope(q, config.heads, rotation)
-        g.rope(k, config.kv_heads, rotation)
-        return g.attention(q, k, v, kv_layer, config.head_dim**-0.5)
-
-    def feed_forward(blk: str, h: Value) -> Value:
-        gate, up = g.linears(h, {f"{blk}.ffn_gate": config.ffn, f"{blk}.ffn_up": config.ffn})
-        return g.linear(g.gated(gate, up, Activation.SILU), f"{blk}.ffn_down", config.hidden)
-
-    x = g.embed("token_embd", config.vocab_size, config.hidden)
-    for layer in range(config.layers):
+def build(source: ModelSource) -> Graph:
+    """Pre-norm blocks with SwiGLU. GGUF has q and k permuted so that neighbours rotate together."""
+    g, sizes = GraphBuilder(source), read_sizes(source.fields)
+    if source.fields.integer("expert_count", 1 << 16, low=0, default=0):
+        source.fields.unsupported("expert_count", "mixtures of experts are not supported yet")
+    interleaved = source.fields.flag("rope.interleaved", default=True)
+    style = RopeStyle.INTERLEAVED if interleaved else RopeStyle.HALF
+    plain = read_plain(source.fields, sizes.head_size, "rope.freq_base")
+    rotation = read_rotation(g, plain, style, sizes.context_length)
+    x = g.embed("token_embd", sizes.vocab_size, sizes.hidden)
+    for layer, window in enumerate(read_windows(source.fields, sizes.layers)):
         blk = f"blk.{layer}"
-        last = layer == config.layers - 1
-        a = attend(blk, g.rms_norm(x, f"{blk}.attn_norm", config.norm_eps), last)
-        if last:
-            x = g.select(x)
-        x = g.add(x, g.linear(a, f"{blk}.attn_output", config.hidden))
-        x = g.add(x, feed_forward(blk, g.rms_norm(x, f"{blk}.ffn_norm", config.norm_eps)))
-    x = g.rms_norm(x, "output_norm", config.norm_eps)
-    g.head(x, "output", tied="token_embd", vocab_size=config.vocab_size)
-    return g.build(config.vocab_size, config.context_length)
+        attention = SelfAttention(sizes, rotation, window, sizes.head_size**-0.5)
+        x = g.add(x, attention.build(g, g.rms_norm(x, f"{blk}.attn_norm", sizes.eps), blk))
+        h = g.rms_norm(x, f"{blk}.ffn_norm", sizes.eps)
+        x = g.add(x, feed_forward(g, h, blk, sizes.ffn, Activation.SILU))
+    g.head(g.rms_norm(x, "output_norm", sizes.eps), sizes.vocab_size)
+    return g.build(sizes.vocab_size, sizes.context_length)

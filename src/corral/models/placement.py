@@ -1,89 +1,110 @@
-"""Puts the values of a graph into few buffers: one is free again after the last reading of its value."""
+"""Puts the values of a Graph into few buffers: one is free again after the last reading of what it holds."""
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from corral.models.program import OPERANDS, Buffer, Op
+from corral.models.graph import Graph, Value
+from corral.models.ops import READS, VALUES, Role, numbers_in, renumbered
+from corral.models.program import Buffer, Program
+
+
+def place(graph: Graph) -> Program:
+    """The Program of a graph: the same ops over buffers in place of values."""
+    last_read = {value: i for i, op in enumerate(graph.ops) for value in numbers_in(op, *READS)}
+    memory = _Memory(graph.values, last_read)
+    ops = []
+    for i, op in enumerate(graph.ops):
+        dying = [value for value in numbers_in(op, *READS) if last_read[value] == i]
+        reusable = [value for value in numbers_in(op, Role.REUSABLE) if value in dying]
+        for value in numbers_in(op, Role.WRITTEN):
+            memory.hold(value, reusable)
+        numbers = {value: memory.buffer_of(value) for value in numbers_in(op, *VALUES)}
+        ops.append(renumbered(op, numbers, *VALUES))
+        memory.release(dying)
+        memory.release(value for value in numbers_in(op, Role.WRITTEN) if value not in last_read)
+    return Program(
+        tuple(memory.buffers),
+        graph.weights,
+        graph.kv_layers,
+        tuple(ops),
+        graph.vocab_size,
+        graph.context_length,
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
-    """What an op made: rows of `width` floats, named by its number in the graph."""
+class _Place:
+    """Columns of a buffer that has memory of its own."""
 
-    index: int
-    name: str
+    buffer: int
+    start: int
     width: int
-    selected: bool = False  # one row a logit row
+
+    def overlaps(self, other: "_Place") -> bool:
+        return (
+            self.buffer == other.buffer
+            and self.start < other.start + other.width
+            and other.start < self.start + self.width
+        )
 
 
-def place_values(ops: Sequence[Op], values: Sequence[Value]) -> tuple[tuple[Op, ...], tuple[Buffer, ...]]:
-    """The ops with buffers in place of values, and those buffers. A value is written once, then read."""
-    last_read = {value: i for i, op in enumerate(ops) for value in _named(op, OPERANDS[type(op)].reads)}
-    placement = _Placement(values)
-    placed: list[Op] = []
-    for i, op in enumerate(ops):
-        operands = OPERANDS[type(op)]
-        dying = [value for value in dict.fromkeys(_named(op, operands.reads)) if last_read[value] == i]
-        reusable = [value for value in _named(op, operands.reuses) if value in dying]
-        written = _named(op, operands.writes)
-        for value in written:
-            placement.place(value, reusable)
-        placement.release(dying)
-        placed.append(_renamed(op, placement.buffer_of))
-        placement.release(value for value in written if value not in last_read)
-    return tuple(placed), tuple(placement.buffers)
+class _Memory:
+    """Where each value lies that is still to be read, and which buffers are free."""
 
-
-class _Placement:
-    """Which buffer each value has, and which buffers are free."""
-
-    def __init__(self, values: Sequence[Value]):
-        self.values = values
+    def __init__(self, values: tuple[Value, ...], last_read: dict[int, int]):
         self.buffers: list[Buffer] = []
-        self.buffer_of: dict[int, int] = {}
+        self._values = values
+        self._views = defaultdict(list)  # of each value, those that are read
+        for value in values:
+            if value.base is not None and value.index in last_read:
+                self._views[value.base].append(value)
+        self._places: dict[int, _Place] = {}
+        self._numbers: dict[_Place, int] = {}  # of the buffers
         self._free: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
-        self._taken_over: set[int] = set()  # values whose buffer already has its next value
 
-    def place(self, index: int, reusable: Iterable[int]) -> None:
-        """Give a new value the buffer of a dying one that the op may overwrite, a free one, or a new one."""
-        value = self.values[index]
-        shape = (value.width, value.selected)
-        for other in reusable:
-            if other not in self._taken_over and self._shape(other) == shape:
-                self._taken_over.add(other)
-                self.buffer_of[index] = self.buffer_of[other]
-                return
-        if self._free[shape]:
-            self.buffer_of[index] = heapq.heappop(self._free[shape])
-            return
-        self.buffer_of[index] = len(self.buffers)
-        self.buffers.append(Buffer(value.name, value.width, value.selected))
+    def hold(self, index: int, reusable: Iterable[int]) -> None:
+        """Find a place for a new value: that of a dying one which the op may overwrite, or a buffer."""
+        value = self._values[index]
+        place = next((self._places[x] for x in reusable if self._fits(value, x)), None) or self._take(value)
+        self._places[index] = place
+        for view in self._views[index]:
+            self._places[view.index] = _Place(place.buffer, place.start + view.start, view.width)
+
+    def buffer_of(self, index: int) -> int:
+        """The number of the buffer, or of the view of one, that a value lies in."""
+        place = self._places[index]
+        if place not in self._numbers:
+            base = self.buffers[place.buffer]
+            self._numbers[place] = self._add(
+                Buffer(self._values[index].name, place.width, base.selected, place.buffer, place.start)
+            )
+        return self._numbers[place]
 
     def release(self, indices: Iterable[int]) -> None:
-        for index in indices:
-            if index not in self._taken_over:
-                heapq.heappush(self._free[self._shape(index)], self.buffer_of[index])
+        """These values are read no more: their buffers are free if nothing else lies there."""
+        for place in [self._places.pop(index) for index in dict.fromkeys(indices)]:
+            if all(other.buffer != place.buffer for other in self._places.values()):
+                base = self.buffers[place.buffer]
+                free = self._free[base.width, base.selected]
+                if place.buffer not in free:
+                    heapq.heappush(free, place.buffer)
 
-    def _shape(self, index: int) -> tuple[int, bool]:
-        return self.values[index].width, self.values[index].selected
+    def _fits(self, value: Value, other: int) -> bool:
+        """Whether a value may lie where another does, with nothing else there."""
+        place, selected = self._places[other], self._values[other].selected
+        return (place.width, selected) == (value.width, value.selected) and not any(
+            index != other and place.overlaps(held) for index, held in self._places.items()
+        )
 
+    def _take(self, value: Value) -> _Place:
+        free = self._free[value.width, value.selected]
+        number = heapq.heappop(free) if free else self._add(Buffer(value.name, value.width, value.selected))
+        place = _Place(number, 0, value.width)
+        self._numbers[place] = number
+        return place
 
-def _named(op: Op, fields: Iterable[str]) -> list[int]:
-    """The numbers in these fields of an op."""
-    numbers: list[int] = []
-    for field in fields:
-        entry: int | tuple[int, ...] = getattr(op, field)
-        numbers.extend(entry if isinstance(entry, tuple) else (entry,))
-    return numbers
-
-
-def _renamed(op: Op, buffer_of: dict[int, int]) -> Op:
-    operands = OPERANDS[type(op)]
-    changes: dict[str, Any] = {}
-    for field in operands.reads + operands.writes:
-        entry: int | tuple[int, ...] = getattr(op, field)
-        changes[field] = tuple(buffer_of[i] for i in entry) if isinstance(entry, tuple) else buffer_of[entry]
-    return replace(op, **changes)
+    def _add(self, buffer: Buffer) -> int:
+        self.buffers.append(buffer)
+        return len(self.buffers) - 1

@@ -1,35 +1,52 @@
-"""Which architectures there are; each is a file with a `build(gguf)`, imported when a model needs it."""
+"""Which architectures there are: each is a file of this package, imported when a model needs it."""
 
 import importlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from corral.errors import UnsupportedModel
-from corral.models.config import read_architecture
-from corral.weights.gguf import GGUFFile
+from corral.weights.source import ModelSource
 
 if TYPE_CHECKING:  # the server process checks architectures too, and needs no array library for it
+    from corral.models.graph import Graph
     from corral.models.program import Program
 
-ARCHITECTURES = {
-    "llama": "corral.models.llama:build",
-    "gemma3": "corral.models.gemma3:build",
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A module with `PUBLISHED` and `build(source)`, and what a family's authors call the architecture."""
+
+    module: str
+    published: tuple[str, ...] = ()
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family("corral.models.llama", ("LlamaForCausalLM", "MistralForCausalLM")),
+    "gemma3": Family("corral.models.gemma3", ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")),
 }
 
 
-def check_architecture(metadata: Mapping[str, Any]) -> str:
-    """A model's `general.architecture`; UnsupportedModel, with what there is, unless it is in the table."""
-    name = read_architecture(metadata)
-    if name not in ARCHITECTURES:
-        raise UnsupportedModel(
-            f"the architecture '{name[:80]}' is not supported; supported: {', '.join(sorted(ARCHITECTURES))}"
-        )
-    return name
+def find_family(architecture: str) -> Family:
+    """A row by either spelling of its name; UnsupportedModel, with what there is, if it is in no row."""
+    for name, family in FAMILIES.items():
+        if architecture in (name, *family.published):
+            return family
+    raise UnsupportedModel(
+        f"the architecture '{architecture[:80]}' is not supported; supported: {', '.join(sorted(FAMILIES))}"
+    )
 
 
-def build_program(gguf: GGUFFile) -> "Program":
-    """The Program of a model file, by its `general.architecture`."""
-    name = check_architecture(gguf.metadata)
-    module, function = ARCHITECTURES[name].split(":")
-    build: Callable[[GGUFFile], Program] = getattr(importlib.import_module(module), function)
-    return build(gguf)
+def build_graph(source: ModelSource) -> "Graph":
+    """The Graph of a model, by its architecture's family."""
+    module = importlib.import_module(find_family(source.architecture).module)
+    graph: Graph = module.build(source.named(module.PUBLISHED))
+    return graph
+
+
+def build_program(source: ModelSource) -> "Program":
+    """The Program of a model, ready for an executor."""
+    from corral.models.passes import narrow
+    from corral.models.placement import place
+
+    return place(narrow(build_graph(source)))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from corral.config import Settings
 from corral.engine.client import EngineClient
 from corral.engine.protocol import EngineSpec
-from corral.models.config import ModelConfig, read_config
-from corral.models.table import check_architecture
+from corral.models.config import ModelConfig, read_architecture, read_config
+from corral.models.table import find_family
 from corral.pool.machine import usable_cores
 from corral.pool.memory import ModelMemory
 from corral.store.local import StoredModel
@@ -73,7 +73,9 @@ class ModelFile:
     def open(cls, path: Path) -> "ModelFile":
         """Open and check; raises CorruptModel or UnsupportedModel. Blocks."""
         gguf = open_gguf(path)
-        check_architecture(gguf.metadata)  # first: another family has other keys, which are not missing
+        find_family(
+            read_architecture(gguf.metadata)
+        )  # first: another family has other keys, which are not missing
         return cls(gguf, read_config(gguf.metadata), path.stat().st_size)
 
 

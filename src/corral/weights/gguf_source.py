@@ -26,7 +26,7 @@ class GGUFSource:
             raise CorruptModel(f"metadata: '{_ARCHITECTURE}' must be a text, got {architecture!r:.80}")
         self.architecture = architecture
         self.fields = Fields(_with_vocab_size(file, architecture), f"{architecture}.")
-        self.tensors = {
+        self.tensors: Mapping[str, TensorInfo] = {
             info.name: TensorInfo(info.name, info.shape, info.type, info.nbytes)
             for info in file.tensors.values()
         }

@@ -1,0 +1,198 @@
+"""The ops of a model: frozen dataclasses whose fields say by their annotation what they number.
+
+Numbers are of values in a Graph and of buffers in a Program; of weights and KV layers in both. What
+handles ops of any kind (passes, placement, packing) goes by these annotations, and `native/ops.h` has a
+struct of the same name and fields for each op that the native executor runs.
+
+A value is float32 [N, width] with a row for every token of the batch or, downstream of Select, [R, width]
+with a row for every position whose logits are wanted.
+Letters: N tokens, R logit rows, H heads, K kv heads, D head size, P pairs of a head that rotate.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from inspect import get_annotations
+from typing import Annotated, Any, ClassVar, get_args
+
+
+class Role(enum.Enum):
+    """What the number in a field of an op is of."""
+
+    READ = enum.auto()  # a value: row n of what is written needs row n of it, and no other
+    REUSABLE = enum.auto()  # the same, and what is written may take its place in memory
+    READ_ALL = enum.auto()  # a value of which all rows are needed, whichever rows are wanted
+    WRITTEN = enum.auto()  # a value that the op makes
+    MATRIX = enum.auto()  # a weight [rows, cols]
+    VECTOR = enum.auto()  # a weight [1, cols] of plain floats
+    LAYER = enum.auto()  # a KV layer
+
+
+Read = Annotated[int, Role.READ]
+Reusable = Annotated[int, Role.REUSABLE]
+ReadAll = Annotated[int, Role.READ_ALL]
+Written = Annotated[int, Role.WRITTEN]
+Matrix = Annotated[int, Role.MATRIX]
+Vector = Annotated[int, Role.VECTOR]
+Layer = Annotated[int, Role.LAYER]
+
+READS = (Role.READ, Role.REUSABLE, Role.READ_ALL)
+VALUES = (*READS, Role.WRITTEN)
+WEIGHTS = (Role.MATRIX, Role.VECTOR)
+
+
+class Activation(enum.StrEnum):
+    """What a gated feed-forward applies to its gate."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+
+
+class RopeStyle(enum.StrEnum):
+    """Which elements of a head rotate together: (i, i + P), or (2i, 2i + 1)."""
+
+    HALF = "half"
+    INTERLEAVED = "interleaved"
+
+
+def _role_in(annotation: Any) -> Role | None:
+    """The role that an annotation, or a part of it (`tuple[Vector | None, ...]`), has."""
+    for each in getattr(annotation, "__metadata__", ()):
+        if isinstance(each, Role):
+            return each
+    return next((role for role in map(_role_in, get_args(annotation)) if role is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation of a model. `roles` has the fields that number something, in their order."""
+
+    roles: ClassVar[Mapping[str, Role]] = {}
+
+    def __init_subclass__(cls) -> None:
+        found = {name: _role_in(annotation) for name, annotation in get_annotations(cls).items()}
+        cls.roles = {name: role for name, role in found.items() if role is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Embed(Op):
+    """out[n] = weight[token[n]] * scale."""
+
+    weight: Matrix
+    out: Written
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm(Op):
+    """out = x / sqrt(mean(x^2) + eps) * weight over each of `heads` equal parts of a row (QK norm: > 1)."""
+
+    x: Reusable
+    weight: Vector  # [1, width / heads]
+    out: Written
+    eps: float
+    heads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Op):
+    """outs[i] = x @ weights[i].T + biases[i]: matrices that read the same input stand in one op."""
+
+    x: Read
+    weights: tuple[Matrix, ...]
+    outs: tuple[Written, ...]
+    biases: tuple[Vector | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope(Op):
+    """out = x [N or R, H*D] with the first 2P elements of each head rotated by position.
+
+    Pair i turns by position * frequencies[i] radians and is then multiplied by `magnitude`.
+    """
+
+    x: Reusable
+    out: Written
+    heads: int
+    frequencies: tuple[float, ...]  # [P]
+    style: RopeStyle
+    magnitude: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class KVWrite(Op):
+    """Store this batch's k and v [N, K*D] at their positions in a KV layer."""
+
+    k: ReadAll
+    v: ReadAll
+    layer: Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Attention(Op):
+    """out = softmax(q k^T * scale) v over the sequence's stored positions up to the query's own."""
+
+    q: Read  # [N, H*D], or [R, H*D]
+    out: Written  # like q
+    layer: Layer
+    heads: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Op):
+    """out = x + y."""
+
+    x: Reusable
+    y: Reusable
+    out: Written
+
+
+@dataclass(frozen=True, slots=True)
+class Gated(Op):
+    """out = activation(gate) * up."""
+
+    gate: Reusable
+    up: Read
+    out: Written
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Select(Op):
+    """out[r] = x[rows[r]]: from here on only rows whose logits are wanted."""
+
+    x: ReadAll
+    out: Written
+
+
+@dataclass(frozen=True, slots=True)
+class Head(Op):
+    """logits = x @ weight.T for x [R, width], handed to the sampler; the last op of a Program."""
+
+    x: Read
+    weight: Matrix
+
+
+def numbers_in(op: Op, *wanted: Role) -> list[int]:
+    """The numbers in the fields of these roles."""
+    numbers: list[int] = []
+    for name, role in op.roles.items():
+        if role in wanted:
+            entry = getattr(op, name)
+            entries = entry if isinstance(entry, tuple) else (entry,)
+            numbers.extend(number for number in entries if number is not None)
+    return numbers
+
+
+def renumbered(op: Op, numbers: Mapping[int, int], *changed: Role) -> Op:
+    """The op with other numbers in the fields of these roles."""
+    changes: dict[str, Any] = {}
+    for name, role in op.roles.items():
+        if role in changed:
+            entry = getattr(op, name)
+            if isinstance(entry, tuple):
+                changes[name] = tuple(None if each is None else numbers[each] for each in entry)
+            elif entry is not None:
+                changes[name] = numbers[entry]
+    return replace(op, **changes)

@@ -1,0 +1,120 @@
+"""Passes over a Graph: functions that give another Graph, which computes the same."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from corral.models.graph import Graph, Value
+from corral.models.ops import READS, VALUES, WEIGHTS, Linear, Op, Role, Select, numbers_in, renumbered
+
+
+def compact(graph: Graph) -> Graph:
+    """The graph without values, weights and KV layers that no op needs."""
+    named = {number for op in graph.ops for number in numbers_in(op, *VALUES)}
+    bases = {base for number in named if (base := graph.values[number].base) is not None}
+    values = _numbering(named | bases)
+    weights = _numbering(number for op in graph.ops for number in numbers_in(op, *WEIGHTS))
+    layers = _numbering(number for op in graph.ops for number in numbers_in(op, Role.LAYER))
+    ops = (renumbered(op, values, *VALUES) for op in graph.ops)
+    ops = (renumbered(op, weights, *WEIGHTS) for op in ops)
+    return replace(
+        graph,
+        values=tuple(
+            replace(value, index=values[number], base=None if value.base is None else values[value.base])
+            for number, value in enumerate(graph.values)
+            if number in values
+        ),
+        weights=tuple(graph.weights[number] for number in weights),
+        kv_layers=tuple(graph.kv_layers[number] for number in layers),
+        ops=tuple(renumbered(op, layers, Role.LAYER) for op in ops),
+    )
+
+
+def _numbering(kept: Iterable[int]) -> dict[int, int]:
+    """New numbers without gaps, in the old order."""
+    return {old: new for new, old in enumerate(sorted(set(kept)))}
+
+
+def narrow(graph: Graph) -> Graph:
+    """Compute only the rows whose logits are wanted, from where on nothing needs the others.
+
+    In a decoder that is from the last layer's queries on: keys and values are still stored for every token.
+    """
+    narrowing = _Narrowing(graph)
+    for op in graph.ops:
+        narrowing.emit(op)
+    return compact(replace(graph, values=tuple(narrowing.values), ops=tuple(narrowing.ops)))
+
+
+class _Narrowing:
+    """Emits the ops of a graph again, those of which wanted rows suffice for these rows alone."""
+
+    def __init__(self, graph: Graph):
+        self._whole = _find_whole(graph)
+        self._selected: dict[int, int] = {}  # the value of the wanted rows, by the value of all rows
+        self.ops: list[Op] = []
+        self.values = [
+            value if value.selected else replace(value, selected=_root(value) not in self._whole)
+            for value in graph.values
+        ]
+
+    def emit(self, op: Op) -> None:
+        if isinstance(op, Select):
+            self._selected[op.out] = self._select(op.x)
+        elif isinstance(op, Linear):
+            for part in _split(op, [self.values[out].selected for out in op.outs]):
+                self._append(part)
+        else:
+            self._append(op)
+
+    def _append(self, op: Op) -> None:
+        selected = any(self.values[value].selected for value in numbers_in(op, Role.WRITTEN))
+        reads = numbers_in(op, *READS)
+        numbers = {x: self._select(x) if selected else self._selected.get(x, x) for x in reads}
+        self.ops.append(renumbered(op, numbers, *READS))
+
+    def _select(self, x: int) -> int:
+        """The value of the wanted rows of x; what selects them is emitted when they are first needed."""
+        value = self.values[x]
+        if not value.selected and x not in self._selected:
+            self._selected[x] = len(self.values)
+            self.values.append(Value(len(self.values), value.name, value.width, selected=True))
+            self.ops.append(Select(x, self._selected[x]))
+        return self._selected.get(x, x)
+
+
+def _find_whole(graph: Graph) -> set[int]:
+    """The values of which all rows are needed, or whose op can only make all; of a view, its base."""
+    whole: set[int] = set()
+
+    def roots(op: Op, *roles: Role) -> set[int]:
+        return {_root(graph.values[number]) for number in numbers_in(op, *roles)}
+
+    for op in reversed(graph.ops):
+        made = roots(op, Role.WRITTEN)
+        by_row = roots(op, Role.READ, Role.REUSABLE) and not roots(op, Role.READ_ALL)
+        if not by_row:
+            whole |= made
+        if (made & whole or not by_row) and not isinstance(op, Select):
+            whole |= roots(op, *READS)
+    return whole
+
+
+def _root(value: Value) -> int:
+    return value.index if value.base is None else value.base
+
+
+def _split(op: Linear, selected: list[bool]) -> list[Linear]:
+    """The matrices that need all rows in one op, those that need the wanted ones in another."""
+    parts = []
+    for wanted in (False, True):
+        chosen = [i for i, kind in enumerate(selected) if kind is wanted]
+        if chosen:
+            parts.append(
+                replace(
+                    op,
+                    weights=tuple(op.weights[i] for i in chosen),
+                    outs=tuple(op.outs[i] for i in chosen),
+                    biases=tuple(op.biases[i] for i in chosen),
+                )
+            )
+    return parts
