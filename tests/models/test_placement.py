@@ -78,7 +78,7 @@ def columns_of(item: Value | Buffer, index: int) -> tuple[int, range]:
 
 
 def run(ops: tuple[Op, ...], items: tuple[Value, ...] | tuple[Buffer, ...]) -> list[tuple[Any, ...]]:
-    """What each op reads, column by column; a column's content is the op and the column that it comes from."""
+    """What each op reads, column by column: which op wrote it, in which column of which result."""
     cells: dict[int, Cells] = {i: [None] * item.width for i, item in enumerate(items)}
     log = []
     for step, op in enumerate(ops):
