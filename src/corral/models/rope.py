@@ -51,7 +51,7 @@ def read_plain(fields: "Fields", head_size: int, *names: str) -> Plain:
     if elements % 2:
         fields.corrupt("rope.dimension_count", f"{elements} is not an even number")
     name = next((name for name in names if name in fields), names[0])
-    return Plain(fields.number(name, 1, 1e12, default=DEFAULT_BASE), elements, head_size)
+    return Plain(fields.number(name, 2, 1e12, default=DEFAULT_BASE), elements, head_size)
 
 
 def read_rotation(g: "GraphBuilder", plain: Plain, style: RopeStyle, context_length: int) -> Rotation:
