@@ -45,6 +45,7 @@ struct Batch {
   int table;  // blocks of the longest table
   Ints rows;               // [R]
   SamplingRows sampling;
+  std::span<const float> inputs;  // [N, width] for a Program with an Input
 
   int n() const { return static_cast<int>(tokens.size()); }
   int sequences() const { return static_cast<int>(starts.size()) - 1; }
@@ -65,6 +66,7 @@ struct StepResult {
   std::span<float> logprobs;      // [R]
   std::span<int32_t> top_tokens;  // [R, kTopTokens]
   std::span<float> top_logprobs;  // [R, kTopTokens]
+  std::span<float> vectors;       // [R, width] of a Program that ends in Output
 };
 
 // Throws std::invalid_argument, naming the array, unless a step over this batch stays inside every buffer.

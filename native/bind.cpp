@@ -100,6 +100,8 @@ Batch batch_of(Arrays& arrays, nb::handle batch) {
   if (static_cast<size_t>(blocks.shape[1]) + 1 != starts.size()) {
     throw std::invalid_argument("wrong batch: blocks must have one row a sequence");
   }
+  const bool has_inputs = !field(batch, "inputs").is_none();
+  const Py_buffer* inputs = has_inputs ? &arrays.view<float>(batch, "inputs", 2) : nullptr;
   return {
       .tokens = arrays.column<int32_t>(batch, "tokens"),
       .positions = arrays.column<int32_t>(batch, "positions"),
@@ -113,18 +115,22 @@ Batch batch_of(Arrays& arrays, nb::handle batch) {
           .penalties = lists_of<int32_t>(arrays, field(sampling, "penalties"), "counts"),
           .bias = lists_of<float>(arrays, field(sampling, "bias"), "values"),
       },
+      .inputs = inputs == nullptr ? std::span<const float>{}
+                                  : std::span{static_cast<const float*>(inputs->buf),
+                                              static_cast<size_t>(inputs->len) / sizeof(float)},
   };
 }
 
 void step(Program& program, nb::handle python_batch, nb::handle python_result) {
   Arrays arrays;
   const Batch batch = batch_of(arrays, python_batch);
-  const size_t rows = batch.rows.size();
+  const size_t rows = batch.rows.size(), width = static_cast<size_t>(program.model.output_width());
   const StepResult result{
       .tokens = arrays.output<int32_t>(python_result, "tokens", 1, rows),
       .logprobs = arrays.output<float>(python_result, "logprobs", 1, rows),
       .top_tokens = arrays.output<int32_t>(python_result, "top_tokens", 2, rows * kTopTokens),
       .top_logprobs = arrays.output<float>(python_result, "top_logprobs", 2, rows * kTopTokens),
+      .vectors = width == 0 ? std::span<float>{} : arrays.output<float>(python_result, "vectors", 2, rows * width),
   };
   nb::gil_scoped_release unlocked;
   program.step(batch, result);
@@ -142,7 +148,8 @@ nb::object new_array(std::initializer_list<size_t> shape, T*& data) {
 
 nb::object copy_buffer(const Program& program, int index) {
   if (index < 0 || static_cast<size_t>(index) >= program.model.buffers.size()) throw nb::index_error("no such buffer");
-  const auto rows = static_cast<size_t>(program.rows_in(index)), width = static_cast<size_t>(program.model.buffer(index).width);
+  const auto rows = static_cast<size_t>(program.rows_in(index));
+  const auto width = static_cast<size_t>(program.model.buffer(index).width);
   float* to;
   nb::object copy = new_array<float>({rows, width}, to);
   for (size_t row = 0; row < rows; ++row) std::copy_n(program.row_of(index, row), width, to + row * width);

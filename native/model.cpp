@@ -68,7 +68,10 @@ int Model::add_vector(std::vector<float> values) {
 }
 
 void Model::add(Op op) {
-  require(ops.empty() || !std::holds_alternative<Head>(ops.back()), "Head must be the last op");
+  if (!ops.empty()) {
+    const bool ended = std::holds_alternative<Head>(ops.back()) || std::holds_alternative<Output>(ops.back());
+    require(!ended, "Head or Output must be the last op");
+  }
   std::visit([this](auto& one) {
     if constexpr (FromPython<std::decay_t<decltype(one)>>) {
       each_number(one, [this](auto number) { require_number(*this, number); });
@@ -77,6 +80,18 @@ void Model::add(Op op) {
   }, op);
   if (auto* rope = std::get_if<Rope>(&op)) rope->table = rope_table(*rope);
   ops.push_back(std::move(op));
+}
+
+int Model::input_width() const {
+  for (const Op& op : ops) {
+    if (const auto* input = std::get_if<Input>(&op)) return buffer(input->out).width;
+  }
+  return 0;
+}
+
+int Model::output_width() const {
+  const auto* output = ops.empty() ? nullptr : std::get_if<Output>(&ops.back());
+  return output == nullptr ? 0 : buffer(output->x).width;
 }
 
 void Model::require_like(int index, int other) const {

@@ -51,6 +51,9 @@ struct Model {
   int add_matrix(std::shared_ptr<const Matrix> matrix);
   int add_vector(std::vector<float> values);
   void add(Op op);
+  // The width of the rows that a batch brings, and of those that a step gives; 0 where the ops have no Input or Output.
+  int input_width() const;
+  int output_width() const;
 
   // What an op's numbers are of; add has seen that they exist.
   const Buffer& buffer(int index) const { return buffers[static_cast<size_t>(index)]; }

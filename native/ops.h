@@ -61,6 +61,15 @@ struct Embed {
   void run_row(Program& program, int row) const;
 };
 
+struct Input {
+  static constexpr const char* kName = "Input";
+  Written out;
+
+  static constexpr auto fields() { return std::tuple{Field{"out", &Input::out}}; }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
+};
+
 struct RmsNorm {
   static constexpr const char* kName = "RmsNorm";
   Read x;
@@ -188,6 +197,15 @@ struct Head {
   std::string kind(const Model&) const { return "head"; }
 };
 
+struct Output {
+  static constexpr const char* kName = "Output";
+  Read x;
+
+  static constexpr auto fields() { return std::tuple{Field{"x", &Output::x}}; }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
+};
+
 // Row ops that the plan adds itself: the step's cosines and sines of one rope table, and the quantised rows of a
 // buffer for the matmul that comes next.
 struct Angles {
@@ -200,7 +218,8 @@ struct Quantize {
   void run_row(Program& program, int row) const;
 };
 
-using Op = std::variant<Embed, RmsNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Select, Head, Angles, Quantize>;
+using Op = std::variant<Embed, Input, RmsNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Select, Head, Output,
+                        Angles, Quantize>;
 
 template <class T>
 concept FromPython = requires { T::kName; };

@@ -58,6 +58,9 @@ void Program::finish() {
 
 void Program::step(const Batch& batch, const StepResult& result) {
   check_batch(batch, model.limits, model.windows);
+  if (batch.inputs.size() != batch.tokens.size() * static_cast<size_t>(model.input_width())) {
+    throw std::invalid_argument("wrong batch: inputs must have a row a token, as wide as the Program's Input");
+  }
   batch_ = &batch;
   result_ = &result;
   tokens_ = batch.n();

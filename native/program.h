@@ -40,6 +40,7 @@ class Program {
   Isa isa() const { return kernels_.isa; }
   // What ops work on, while a step runs.
   const Batch& batch() const { return *batch_; }
+  const StepResult& result() const { return *result_; }
   const Kernels& kernels() const { return kernels_; }
   Team& team() { return team_; }
   float* row_of(int buffer, int64_t row) const {

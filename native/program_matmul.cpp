@@ -72,7 +72,8 @@ void multiply_chunk(const Program& program, const Linear& op, Program::RowRange 
     const Matrix& matrix = program.model.matrix(op.weights[i]);
     const Program::PanelRange range{std::max(panels.begin, 0), std::min(panels.end, matrix.panels())};
     if (range.begin < range.end) {
-      program.multiply(matrix, op.x, rows, range, program.row_of(op.outs[i], rows.begin), program.stride_of(op.outs[i]));
+      float* out = program.row_of(op.outs[i], rows.begin);
+      program.multiply(matrix, op.x, rows, range, out, program.stride_of(op.outs[i]));
       if (op.biases[i]) add_bias(program, program.model.vector(*op.biases[i]).data(), op.outs[i], rows, range);
     }
     panels.begin -= matrix.panels();

@@ -6,6 +6,23 @@
 
 namespace corral {
 
+void Input::check(const Model& model) const {
+  require(!model.buffer(out).selected, "Input gives a row a token");
+  require(model.input_width() == 0, "one Input is enough");
+}
+
+void Input::run_row(Program& program, int row) const {
+  const int width = program.model.buffer(out).width;
+  std::copy_n(program.batch().inputs.data() + static_cast<int64_t>(row) * width, width, program.row_of(out, row));
+}
+
+void Output::check(const Model& model) const { require(model.buffer(x).selected, "Output gives the wanted rows"); }
+
+void Output::run_row(Program& program, int row) const {
+  const int width = program.model.buffer(x).width;
+  std::copy_n(program.row_of(x, row), width, program.result().vectors.data() + static_cast<int64_t>(row) * width);
+}
+
 void RmsNorm::check(const Model& model) const {
   model.require_like(x, out);
   const int width = model.buffer(x).width;

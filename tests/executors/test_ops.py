@@ -1,6 +1,7 @@
 """Every op on the native executor, with each kind of kernel, against the reference."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from corral.models.ops import (
     Attention,
     Gated,
     Head,
+    Input,
     KVWrite,
     Linear,
+    Output,
     RmsNorm,
     Rope,
     RopeStyle,
@@ -84,6 +87,28 @@ def whole(count: int, start: int = 0, blocks: Sequence[int] | None = None) -> li
 def test_embed_gives_scaled_rows(count: int, width: int, isa: str) -> None:
     builder = ProgramBuilder(VOCAB)
     compare(builder, [builder.table(values(width)), builder.table(values(width), 25.5)], [whole(count)], isa)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [4, 9, 2], list(range(40))])
+@pytest.mark.parametrize("width", [1, 24, 576])
+def test_a_program_may_take_rows_and_give_rows(rows: list[int], width: int, isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x, out, chosen = builder.buffer(width), builder.buffer(width), builder.buffer(width, selected=True)
+    builder.add(Input(x))
+    builder.add(Add(x, x, out))
+    builder.add(Select(out, chosen))
+    builder.add(Output(chosen))
+    inputs = np.random.default_rng(4).standard_normal((40, width)).astype(np.float32)
+    batch = replace(make_batch([Part([0] * 40, blocks_for(40), rows=rows)]), inputs=inputs)
+    native = NativeExecutor(builder.build(), num_blocks=3, max_tokens=40, max_sequences=1, threads=2, isa=isa)
+    reference = ReferenceExecutor(builder.build(), num_blocks=3, max_tokens=40)
+    for executor in (native, reference):
+        result = executor.step(batch)
+        assert result.tokens.tolist() == [-1] * len(rows)
+        np.testing.assert_array_equal(result.vectors, 2 * inputs[rows])
+    for wrong in (None, inputs[:39], inputs[:, : width - 1], inputs.astype(np.float64)):
+        with pytest.raises(ValueError, match="wrong batch"):
+            native.step(replace(batch, inputs=wrong))
 
 
 @pytest.mark.parametrize("count", COUNTS)

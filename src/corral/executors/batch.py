@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from corral.types import MAX_TOP_LOGPROBS
+
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
@@ -77,6 +79,7 @@ class Batch:
     blocks: I32  # [G, B, P]
     rows: I32  # [R]: which of the N rows want logits
     sampling: SamplingRows
+    inputs: F32 | None = None  # [N, width] for a Program with an Input; its tokens say nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,19 @@ class StepResult:
     logprobs: F32  # [R], 0 where none were wanted
     top_tokens: I32  # [R, 20], -1 pads; most likely first
     top_logprobs: F32  # [R, 20]
+    vectors: F32 | None = None  # [R, width] of a Program that ends in Output; its tokens are -1
+
+    @classmethod
+    def of_vectors(cls, vectors: F32) -> "StepResult":
+        """A result without tokens."""
+        rows = len(vectors)
+        return cls(
+            tokens=np.full(rows, -1, np.int32),
+            logprobs=np.zeros(rows, np.float32),
+            top_tokens=np.full((rows, MAX_TOP_LOGPROBS), -1, np.int32),
+            top_logprobs=np.zeros((rows, MAX_TOP_LOGPROBS), np.float32),
+            vectors=vectors,
+        )
 
 
 class Executor(Protocol):

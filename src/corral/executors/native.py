@@ -33,6 +33,7 @@ class NativeExecutor:
         on_packed: OnPacked | None = None,
     ):
         self.num_blocks, self.max_tokens = num_blocks, max_tokens
+        self._output_width = program.output_width
         groups = program.kv_groups
         self.kv_windows = tuple(group.window for group in groups)
         self._program: _native.Program | None = _native.Program(
@@ -56,12 +57,15 @@ class NativeExecutor:
     def step(self, batch: Batch) -> StepResult:
         """Run one step without the GIL; ValueError if the batch does not fit."""
         rows = len(batch.rows)
-        result = StepResult(
-            tokens=np.empty(rows, np.int32),
-            logprobs=np.empty(rows, np.float32),
-            top_tokens=np.empty((rows, MAX_TOP_LOGPROBS), np.int32),
-            top_logprobs=np.empty((rows, MAX_TOP_LOGPROBS), np.float32),
-        )
+        if self._output_width:
+            result = StepResult.of_vectors(np.empty((rows, self._output_width), np.float32))
+        else:
+            result = StepResult(
+                tokens=np.empty(rows, np.int32),
+                logprobs=np.empty(rows, np.float32),
+                top_tokens=np.empty((rows, MAX_TOP_LOGPROBS), np.int32),
+                top_logprobs=np.empty((rows, MAX_TOP_LOGPROBS), np.float32),
+            )
         self._open().step(batch, result)
         return result
 

@@ -16,9 +16,11 @@ from corral.models.ops import (
     Embed,
     Gated,
     Head,
+    Input,
     KVWrite,
     Linear,
     Op,
+    Output,
     RmsNorm,
     Rope,
     RopeStyle,
@@ -46,6 +48,7 @@ class ReferenceExecutor:
         self.values = [slots[slot_of[layer]][1] for layer in range(len(shapes))]
         self.buffers: list[F32] = []
         self.logits: F32 = np.zeros((0, program.vocab_size), np.float32)
+        self.vectors: F32 = np.zeros((0, 0), np.float32)
         self._weights: dict[int, F32] = {}
 
     def step(self, batch: Batch) -> StepResult:
@@ -56,6 +59,8 @@ class ReferenceExecutor:
         with np.errstate(over="ignore", invalid="ignore"):  # rows that are not numbers fail in sampling
             for op in self.program.ops:
                 RUN[type(op)](self, op, batch)
+        if self.program.output_width:
+            return StepResult.of_vectors(self.vectors)
         return sample(self.logits, batch.sampling)
 
     def buffer(self, index: int) -> NDArray[Any]:
@@ -90,6 +95,12 @@ class ReferenceExecutor:
 
 def _embed(run: ReferenceExecutor, op: Embed, batch: Batch) -> None:
     run.write(op.out, run.weight(op.weight)[batch.tokens] * np.float32(op.scale))
+
+
+def _input(run: ReferenceExecutor, op: Input, batch: Batch) -> None:
+    if batch.inputs is None:
+        raise ValueError("wrong batch: this Program needs inputs")
+    run.write(op.out, batch.inputs.copy())
 
 
 def _rms_norm(run: ReferenceExecutor, op: RmsNorm, batch: Batch) -> None:
@@ -193,6 +204,10 @@ def _head(run: ReferenceExecutor, op: Head, batch: Batch) -> None:
     run.logits = run.rows(op.x) @ run.weight(op.weight).T
 
 
+def _output(run: ReferenceExecutor, op: Output, batch: Batch) -> None:
+    run.vectors = run.rows(op.x).copy()
+
+
 def _rows_of(run: ReferenceExecutor, buffer: int, batch: Batch) -> I32:
     """Which of the batch's rows a buffer has."""
     everyone = np.arange(len(batch.tokens), dtype=np.int32)
@@ -211,6 +226,7 @@ ACTIVATE: Mapping[Activation, Callable[[F32], F32]] = {
 
 RUN: Mapping[type[Op], Callable[[ReferenceExecutor, Any, Batch], None]] = {
     Embed: _embed,
+    Input: _input,
     RmsNorm: _rms_norm,
     Linear: _linear,
     Rope: _rope,
@@ -220,4 +236,5 @@ RUN: Mapping[type[Op], Callable[[ReferenceExecutor, Any, Batch], None]] = {
     Gated: _gated,
     Select: _select,
     Head: _head,
+    Output: _output,
 }

@@ -13,9 +13,11 @@ from corral.models.ops import (
     Embed,
     Gated,
     Head,
+    Input,
     KVWrite,
     Linear,
     Op,
+    Output,
     RmsNorm,
     Rope,
     Select,
@@ -56,6 +58,12 @@ class GraphBuilder:
         """A row of the tensor for every token, times scale."""
         out = self.value(name, width)
         self.append(Embed(self.matrix(f"{name}.weight", vocab_size, width), out.index, scale))
+        return out
+
+    def input(self, width: int) -> Value:
+        """The rows that a batch brings."""
+        out = self.value("input", width)
+        self.append(Input(out.index))
         return out
 
     def rms_norm(self, x: Value, name: str, eps: float, heads: int = 1) -> Value:
@@ -122,9 +130,17 @@ class GraphBuilder:
     def head(self, x: Value, vocab_size: int, name: str = "output", tied: str = "token_embd") -> None:
         """Logits of the wanted rows of x by a tensor, or by `tied` (the embedding) in a model without."""
         chosen = name if self.has(f"{name}.weight") else tied
-        selected = self.value(x.name, x.width, selected=True)
-        self.append(Select(x.index, selected.index))
-        self.append(Head(selected.index, self.matrix(f"{chosen}.weight", vocab_size, x.width)))
+        self.append(Head(self.select(x).index, self.matrix(f"{chosen}.weight", vocab_size, x.width)))
+
+    def output(self, x: Value) -> None:
+        """The wanted rows of x are what a step gives."""
+        self.append(Output(self.select(x).index))
+
+    def select(self, x: Value) -> Value:
+        """The wanted rows of x. Where they suffice before it, the pass `narrow` finds out."""
+        out = self.value(x.name, x.width, selected=True)
+        self.append(Select(x.index, out.index))
+        return out
 
     def build(self, vocab_size: int, context_length: int) -> Graph:
         """The finished Graph. UnsupportedModel if the model has tensors or fields that nothing used."""

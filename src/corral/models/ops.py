@@ -84,6 +84,13 @@ class Embed(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Input(Op):
+    """out[n] = inputs[n]: rows that the batch brings in place of tokens."""
+
+    out: Written
+
+
+@dataclass(frozen=True, slots=True)
 class RmsNorm(Op):
     """out = x / sqrt(mean(x^2) + eps) * weight over each of `heads` equal parts of a row (QK norm: > 1)."""
 
@@ -172,6 +179,13 @@ class Head(Op):
 
     x: Read
     weight: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Op):
+    """The rows x [R, width] are the step's result; the last op of a Program that gives no tokens."""
+
+    x: Read
 
 
 def numbers_in(op: Op, *wanted: Role) -> list[int]:

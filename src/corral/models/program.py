@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from corral.models.kv_groups import KVGroup, group_layers
-from corral.models.ops import Op
+from corral.models.ops import Op, Output
 from corral.types import BLOCK_SIZE
 from corral.weights.qtensor import QTensor
 
@@ -41,6 +41,12 @@ class Program:
     ops: tuple[Op, ...]
     vocab_size: int
     context_length: int
+
+    @property
+    def output_width(self) -> int:
+        """The width of the vectors that a step gives; 0 for a Program that gives tokens."""
+        last = self.ops[-1] if self.ops else None
+        return self.buffers[last.x].width if isinstance(last, Output) else 0
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
