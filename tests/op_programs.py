@@ -12,8 +12,7 @@ from corral.weights.qtensor import QTensor
 def float_tensor(values: np.ndarray, name: str = "weight") -> QTensor:
     """A QTensor that holds these float32 values as they are."""
     values = np.ascontiguousarray(np.atleast_2d(values), np.float32)
-    raw = values.view(np.uint8)
-    return QTensor(name, values.shape, "F32", 32, raw, lambda rows: rows.view(np.float32))
+    return QTensor(name, values.shape, "F32", (values.view(np.uint8),))
 
 
 class ProgramBuilder:

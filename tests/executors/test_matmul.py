@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corral.weights.qtensor import Groups
+from corral.weights.groups import Groups
 
 native = pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 

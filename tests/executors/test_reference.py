@@ -95,7 +95,7 @@ def test_too_many_tokens_are_refused(program: Program) -> None:
 
 def float_tensor(values: np.ndarray) -> QTensor:
     rows = np.ascontiguousarray(np.atleast_2d(values), np.float32)
-    return QTensor("t", rows.shape, "F32", 32, rows.view(np.uint8), lambda raw: raw.view(np.float32))
+    return QTensor("t", rows.shape, "F32", (rows.view(np.uint8),))
 
 
 def attention_program(layer: KVLayer, heads: int, rng: np.random.Generator) -> Program:

@@ -8,7 +8,7 @@ import gguf_files
 from corral.weights.formats import FORMATS
 from corral.weights.ggml_types import TENSOR_TYPES
 from corral.weights.gguf import open_gguf
-from corral.weights.qtensor import Groups
+from corral.weights.groups import Groups
 from corral.weights.tensors import load_tensor
 
 ALL = sorted(FORMATS)

@@ -1,5 +1,7 @@
 """Tensors of a file as QTensors."""
 
+import re
+
 import gguf
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ import pytest
 import gguf_files
 from corral.errors import CorruptModel, UnsupportedModel
 from corral.weights.gguf import open_gguf
-from corral.weights.qtensor import Groups
+from corral.weights.groups import Groups
+from corral.weights.qtensor import QTensor
 from corral.weights.tensors import load_tensor
 
 
@@ -38,11 +41,55 @@ def test_type_that_cannot_be_run_is_named_with_those_that_can(tmp_path) -> None:
         load_tensor(file, "blk.0.w")
 
 
-def test_three_dimensions_are_refused(tmp_path) -> None:
-    path = gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"w": np.zeros((2, 3, 4), np.float32)})
-    with open_gguf(path) as file, pytest.raises(UnsupportedModel, match="3 dimensions"):
-        assert file.tensors["w"].shape == (2, 3, 4)
+@pytest.mark.parametrize("shape", [(2, 1, 3, 4), (5000, 1, 1)])
+def test_other_shapes_than_vectors_matrices_and_stacks_are_refused(tmp_path, shape: tuple[int, ...]) -> None:
+    path = gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"w": np.zeros(shape, np.float32)})
+    with (
+        open_gguf(path) as file,
+        pytest.raises(UnsupportedModel, match=re.escape(f"'w' of shape {list(shape)}")),
+    ):
         load_tensor(file, "w")
+
+
+def q4_k_stack(tmp_path, experts: int, rows: int, cols: int) -> tuple[QTensor, np.ndarray]:
+    """A stack of random matrices in a file, and its weights [E, rows, cols]."""
+    kind, raw = gguf_files.random_matrix(np.random.default_rng(0), "Q4_K", experts * rows, cols, 1.0)
+    stack = raw.reshape(experts, rows, -1)
+    with open_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", {}, {"w": (kind, stack)})) as file:
+        weights = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
+        return load_tensor(file, "w"), weights.reshape(experts, rows, cols)
+
+
+def test_three_dimensions_become_a_stack_of_experts(tmp_path) -> None:
+    stack, weights = q4_k_stack(tmp_path, 3, 5, 512)
+    assert (stack.shape, stack.experts, stack.nbytes) == ((5, 512), 3, 3 * 5 * 2 * 144)
+    np.testing.assert_array_equal(stack.dequantize(), weights)
+    last = stack.expert(2)
+    assert (last.shape, last.experts) == ((5, 512), 1)
+    np.testing.assert_array_equal(last.dequantize(), weights[2])
+
+
+def test_slices_have_the_weights_of_their_rows_and_columns_without_a_copy(tmp_path) -> None:
+    stack, weights = q4_k_stack(tmp_path, 2, 6, 768)
+    cut = stack.rows_between(1, 5).columns_between(256, 768)
+    assert (cut.shape, cut.experts, cut.nbytes) == ((4, 512), 2, 2 * 4 * 2 * 144)
+    assert all(np.shares_memory(part, whole) for part, whole in zip(cut.parts, stack.parts, strict=True))
+    np.testing.assert_array_equal(cut.dequantize(), weights[:, 1:5, 256:])
+    np.testing.assert_array_equal(cut.expert(1).dequantize(2, 3), weights[1, 3:4, 256:])
+
+
+@pytest.mark.parametrize("edges", [(-1, 3), (2, 2), (3, 2), (0, 7)])
+def test_rows_that_are_not_there_are_refused(tmp_path, edges: tuple[int, int]) -> None:
+    stack, _ = q4_k_stack(tmp_path, 1, 6, 256)
+    with pytest.raises(ValueError, match="'w' has 6 rows"):
+        stack.rows_between(*edges)
+
+
+@pytest.mark.parametrize("edges", [(-256, 256), (0, 1024), (256, 256), (512, 256), (0, 32), (128, 768)])
+def test_columns_that_are_not_whole_blocks_are_refused(tmp_path, edges: tuple[int, int]) -> None:
+    stack, _ = q4_k_stack(tmp_path, 1, 6, 768)
+    with pytest.raises(ValueError, match="'w' has 768 columns in blocks of 256"):
+        stack.columns_between(*edges)
 
 
 def test_tensor_outlives_the_closed_file(tmp_path) -> None:

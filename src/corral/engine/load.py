@@ -49,7 +49,7 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         kv_tokens=engine.limits.kv_tokens,
-        weight_bytes=getattr(executor, "weight_bytes", 0) or sum(w.raw.nbytes for w in program.weights),
+        weight_bytes=getattr(executor, "weight_bytes", 0) or sum(w.nbytes for w in program.weights),
         kv_bytes=num_blocks * program.kv_block_bytes(),
         load_ns=time.monotonic_ns() - begun,
         isa=getattr(executor, "isa", spec.executor),

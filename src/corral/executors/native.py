@@ -117,7 +117,7 @@ def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked 
 def _pack(tensor: QTensor, isa: str) -> _native.Matrix:
     rows, cols = tensor.shape
     if not tensor.is_float:
-        return _native.pack_file(tensor.raw, cols, tensor.type_name, isa)
+        return _native.pack_file(np.ascontiguousarray(tensor.parts[0]), cols, tensor.type_name, isa)
     matrix = _native.Matrix(
         rows, cols, tensor.type_name.lower() if tensor.bits == 16 else "f32", "none", 0, 0, isa
     )

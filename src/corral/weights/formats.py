@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from corral.weights.qtensor import Groups
+from corral.weights.groups import Groups
 
 Raw = NDArray[np.uint8]  # [M, bytes of a row]
 Words = NDArray[np.uint64]  # eight codes a word
@@ -25,6 +25,7 @@ class Format:
 
     name: str
     bits: int
+    block: int  # weights of a block
     layout: np.dtype[Any]
     decode: Callable[[Raw], Groups | NDArray[np.float32]]
 
@@ -181,16 +182,16 @@ def _decode_q6_k(raw: Raw) -> Groups:
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("F32", 32, np.dtype("<f4"), _decode_f32),
-        Format("F16", 16, np.dtype("<f2"), _decode_f16),
-        Format("BF16", 16, np.dtype("<u2"), _decode_bf16),
-        Format("Q4_0", 4, Q4_0, _decode_q4_0),
-        Format("Q4_1", 4, Q4_1, _decode_q4_1),
-        Format("Q5_0", 5, Q5_0, _decode_q5_0),
-        Format("Q5_1", 5, Q5_1, _decode_q5_1),
-        Format("Q8_0", 8, Q8_0, _decode_q8_0),
-        Format("Q4_K", 4, Q4_K, _decode_q4_k),
-        Format("Q5_K", 5, Q5_K, _decode_q5_k),
-        Format("Q6_K", 6, Q6_K, _decode_q6_k),
+        Format("F32", 32, 1, np.dtype("<f4"), _decode_f32),
+        Format("F16", 16, 1, np.dtype("<f2"), _decode_f16),
+        Format("BF16", 16, 1, np.dtype("<u2"), _decode_bf16),
+        Format("Q4_0", 4, 32, Q4_0, _decode_q4_0),
+        Format("Q4_1", 4, 32, Q4_1, _decode_q4_1),
+        Format("Q5_0", 5, 32, Q5_0, _decode_q5_0),
+        Format("Q5_1", 5, 32, Q5_1, _decode_q5_1),
+        Format("Q8_0", 8, 32, Q8_0, _decode_q8_0),
+        Format("Q4_K", 4, 256, Q4_K, _decode_q4_k),
+        Format("Q5_K", 5, 256, Q5_K, _decode_q5_k),
+        Format("Q6_K", 6, 256, Q6_K, _decode_q6_k),
     )
 }

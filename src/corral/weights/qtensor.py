@@ -1,83 +1,88 @@
-"""The one quantised tensor: every format on disk is read as codes with group scales."""
+"""The one quantised tensor: a matrix of any format as plain data, decoded when asked."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from corral.weights.formats import FORMATS
+from corral.weights.groups import Groups
+
 CACHED_BYTES = 128 << 10  # of the file; decoded, about three times as many
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """Some rows of a QTensor, decoded to integers. G = columns of one scale.
-
-    weight[m, k] = scale[m, k // G] * codes[m, k] + offset[m, k // G]
-    With super-blocks (K-quants) scale and offset are themselves products, kept apart so that they stay exact:
-    scale = super_scale[m, k // 256] * sub_scale[m, k // G], offset = -super_offset * sub_offset.
-    """
-
-    codes: NDArray[Any]  # [M, K] uint8, or int8 where bits == 8
-    group: int  # columns of one scale: 16 or 32
-    scale: NDArray[np.float16]  # [M, K / group], or [M, K / 256] with super-blocks
-    offset: NDArray[np.float16] | None = None  # the same shape; None = `zero` says it all
-    sub_scale: NDArray[Any] | None = None  # [M, K / group] uint8 or int8
-    sub_offset: NDArray[np.uint8] | None = None  # [M, K / group]
-    zero: int = 0  # offset = -scale * zero where there is no offset array
-
-    # A damaged file may hold scales that are infinite or not numbers.
-    @np.errstate(invalid="ignore", over="ignore")
-    def dequantize(self) -> NDArray[np.float32]:
-        """The float32 weights [M, K] that these codes stand for."""
-        per_group = self.codes.shape[1] // self.group
-        scale = self.scale.astype(np.float32)
-        offset = None if self.offset is None else self.offset.astype(np.float32)
-        if self.sub_scale is not None:
-            scale = np.repeat(scale, per_group // scale.shape[1], axis=1) * self.sub_scale
-            if offset is not None and self.sub_offset is not None:
-                offset = -np.repeat(offset, per_group // offset.shape[1], axis=1) * self.sub_offset
-        grouped = self.codes.reshape(len(self.codes), per_group, self.group).astype(np.float32) - self.zero
-        grouped *= scale[:, :, None]
-        if offset is not None:
-            grouped += offset[:, :, None]
-        return grouped.reshape(self.codes.shape)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class QTensor:
-    """A matrix [rows, cols] (a vector is [1, cols]), decoded lazily by ranges of rows.
+    """A matrix [rows, cols] (a vector is [1, cols]), or the matrices of E experts: encoded, read when asked.
 
-    bits is 4, 5, 6 or 8 for quantised types (decode gives Groups) and 16 or 32 for plain float (decode gives
-    float32 rows, exactly the stored values). `raw` views the file: nothing is copied before decode.
+    `parts` has one array for each expert, so one for an ordinary matrix: uint8 [rows, bytes of a row], rows
+    of blocks of the type `type_name` (weights/formats.py). The arrays may view the model's files.
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # (rows, cols) of one matrix
     type_name: str  # as users know it: Q4_1, BF16
-    bits: int
-    raw: NDArray[np.uint8]  # [rows, bytes of a row]
-    decode_rows: Callable[[NDArray[np.uint8]], "Groups | NDArray[np.float32]"]
+    parts: tuple[NDArray[np.uint8], ...]
+
+    @property
+    def experts(self) -> int:
+        """How many matrices of this shape there are: 1 for an ordinary matrix."""
+        return len(self.parts)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code; 16 or 32 = plain float."""
+        return FORMATS[self.type_name].bits
 
     @property
     def is_float(self) -> bool:
-        """Whether decode gives float32 rows and not Groups."""
+        """Whether `decode` gives float32 rows, exactly the stored values, and not Groups."""
         return self.bits >= 16
 
-    def decode(self, start: int = 0, stop: int | None = None) -> "Groups | NDArray[np.float32]":
-        """Rows start to stop as Groups, or as float32 [M, K] for a plain float type."""
-        return self.decode_rows(self.raw[start:stop])
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts as the files have them."""
+        return sum(part.nbytes for part in self.parts)
+
+    def expert(self, number: int) -> "QTensor":
+        """The ordinary matrix of one expert."""
+        return replace(self, parts=(self.parts[number],))
+
+    def rows_between(self, start: int, stop: int) -> "QTensor":
+        """Rows start to stop (of every expert), as a view; ValueError where there are no such rows."""
+        rows, cols = self.shape
+        if not 0 <= start < stop <= rows:
+            raise ValueError(f"'{self.name}' has {rows} rows: no rows from {start} to {stop}")
+        return replace(self, shape=(stop - start, cols), parts=tuple(part[start:stop] for part in self.parts))
+
+    def columns_between(self, start: int, stop: int) -> "QTensor":
+        """Columns start to stop (of every expert), as a view; ValueError where they are not whole blocks."""
+        rows, cols = self.shape
+        block, size = FORMATS[self.type_name].block, FORMATS[self.type_name].layout.itemsize
+        if not 0 <= start < stop <= cols or start % block or stop % block:
+            raise ValueError(
+                f"'{self.name}' has {cols} columns in blocks of {block}: no cut from {start} to {stop}"
+            )
+        parts = tuple(part[:, start // block * size : stop // block * size] for part in self.parts)
+        return replace(self, shape=(rows, stop - start), parts=parts)
+
+    def decode(self, start: int = 0, stop: int | None = None) -> Groups | NDArray[np.float32]:
+        """Rows start to stop of an ordinary matrix as Groups, or as float32 [M, K] for a plain float type."""
+        (part,) = self.parts
+        return FORMATS[self.type_name].decode(part[start:stop])
 
     def ranges(self, start: int = 0, stop: int | None = None, multiple: int = 8) -> Iterator[tuple[int, int]]:
-        """The rows in runs (multiples of so many) that decode within the processor's cache: much faster."""
+        """The rows in ranges of a multiple of `multiple` rows that decode within the processor's cache."""
         start, stop, _ = slice(start, stop).indices(self.shape[0])
-        step = max(1, CACHED_BYTES // self.raw.shape[1] // multiple) * multiple
+        step = max(1, CACHED_BYTES // self.parts[0].shape[1] // multiple) * multiple
         for first in range(start, stop, step):
             yield first, min(first + step, stop)
 
     def dequantize(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows start to stop as float32 [M, K]."""
+        """Rows start to stop as float32 [M, K], of a stack [E, M, K]."""
+        if self.experts > 1:
+            return np.stack([self.expert(e).dequantize(start, stop) for e in range(self.experts)])
         start, stop, _ = slice(start, stop).indices(self.shape[0])
         weights = np.empty((max(stop - start, 0), self.shape[1]), np.float32)
         for first, end in self.ranges(start, stop):

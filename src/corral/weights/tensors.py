@@ -7,21 +7,23 @@ from corral.weights.formats import FORMATS
 from corral.weights.gguf import GGUFFile
 from corral.weights.qtensor import QTensor
 
+MOST_EXPERTS = 4096
+
 
 def load_tensor(file: GGUFFile, name: str) -> QTensor:
-    """The named tensor; CorruptModel if it is missing, UnsupportedModel if its type or rank cannot be run."""
+    """The named tensor; CorruptModel if missing, UnsupportedModel if its type or shape cannot be run."""
     data = file.tensor_bytes(name)
     info = file.tensors[name]
-    row = FORMATS.get(info.type)
-    if row is None:
+    if info.type not in FORMATS:
         raise UnsupportedModel(
             f"{file.path.name}: tensor '{name}' has type {info.type}, which this version cannot run; "
             f"it can run {', '.join(FORMATS)}"
         )
-    if len(info.shape) > 2:
+    if len(info.shape) > 3 or (len(info.shape) == 3 and info.shape[0] > MOST_EXPERTS):
         raise UnsupportedModel(
-            f"{file.path.name}: tensor '{name}' has {len(info.shape)} dimensions, not 1 or 2"
+            f"{file.path.name}: tensor '{name}' of shape {list(info.shape)} is no vector, no matrix "
+            f"and no stack of at most {MOST_EXPERTS} matrices"
         )
-    rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
-    raw = np.frombuffer(data, np.uint8).reshape(rows, -1)
-    return QTensor(name, (rows, cols), info.type, row.bits, raw, row.decode)
+    experts, rows, cols = (1, 1, *info.shape)[-3:]
+    parts = np.frombuffer(data, np.uint8).reshape(experts, rows, -1)
+    return QTensor(name, (rows, cols), info.type, tuple(parts))
