@@ -9,6 +9,9 @@ import numpy as np
 from corral.executors.batch import COLUMNS, Batch, SamplingRows
 from corral.types import BLOCK_SIZE
 
+# What a step of a Program that gives tokens has in its StepResult.
+TOKEN_FIELDS = ("tokens", "logprobs", "top_tokens", "top_logprobs")
+
 
 @dataclass(frozen=True)
 class Part:
