@@ -19,7 +19,7 @@ from batches import TOKEN_FIELDS, Part, blocks_for, make_batch, with_columns
 from corral.executors.batch import COLUMNS, Batch, Bias, Penalties, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
-from corral.models.ops import Add, Head, KVWrite, Linear, RmsNorm, Select
+from corral.models.ops import Add, AllReduce, Gated, Head, KVWrite, Linear, RmsNorm, Select
 from corral.models.program import Program
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
@@ -274,6 +274,10 @@ def test_an_op_over_wrong_shapes_is_refused() -> None:
         lambda builder, narrow, wide: builder.add(KVWrite(narrow, narrow, builder.kv_layer(1, 64))),
         lambda builder, narrow, wide: builder.add(Select(narrow, wide)),
         lambda builder, narrow, wide: builder.add(Head(narrow, 0)),
+        lambda builder, narrow, wide: builder.add(AllReduce(narrow, narrow)),
+        lambda builder, narrow, wide: builder.add(Gated(narrow, narrow, narrow, "tanh")),
+        lambda builder, narrow, wide: builder.add(Add(narrow, "wide", narrow)),
+        lambda builder, narrow, wide: builder.add(Add(narrow, builder.view(wide, 33, 32), narrow)),
     ]
     for case in cases:
         with pytest.raises(ValueError, match="wrong program"):

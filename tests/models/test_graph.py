@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +5,11 @@ import pytest
 from checkpoint import rewrite
 
 from corral.errors import CorruptModel, UnsupportedModel, UserError
-from corral.models.ops import Attention, KVWrite
 from corral.models.program import Program
 from corral.models.table import build_program
 from corral.weights.gguf import open_gguf
 from corral.weights.gguf_source import GGUFSource
-from gguf_files import encode, tiny_gemma3, tiny_llama
+from gguf_files import encode, tiny_llama
 
 
 @pytest.fixture
@@ -51,18 +49,6 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(
         build(rewrite(checkpoint, {name: np.zeros(shape, np.float32)}))
     assert name in str(error.value)
     assert " x ".join(map(str, shape)) in str(error.value)
-
-
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gemma3])
-def test_the_last_layer_attends_for_the_wanted_rows_alone(
-    make: Callable[[Path], Path], tmp_path: Path
-) -> None:
-    program = build(make(tmp_path / "m.gguf"))
-    layers = len(program.kv_layers)
-    queries = [program.buffers[op.q].selected for op in program.ops if isinstance(op, Attention)]
-    keys = [program.buffers[op.k].selected for op in program.ops if isinstance(op, KVWrite)]
-    assert queries == [False] * (layers - 1) + [True]
-    assert keys == [False] * layers
 
 
 def test_tensors_that_nothing_uses_are_named(checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from corral.executors.reference_sampling import sample
 from corral.models.ops import (
     Activation,
     Add,
+    AllReduce,
     Attention,
     Embed,
     Gated,
@@ -29,11 +30,17 @@ from corral.models.ops import (
 from corral.models.program import Program
 from corral.types import BLOCK_SIZE
 
+AllReduceRows = Callable[[F32], F32]
+
 
 class ReferenceExecutor:
     """Runs a Program for a Batch, op by op. KV is float32; weights are dequantised once, when first used."""
 
-    def __init__(self, program: Program, *, num_blocks: int, max_tokens: int):
+    def __init__(
+        self, program: Program, *, num_blocks: int, max_tokens: int, all_reduce: AllReduceRows | None = None
+    ):
+        """`all_reduce` gives, in a new array, the sum of the rows that all ranks call it with."""
+        self.all_reduce = all_reduce
         self.program, self.num_blocks, self.max_tokens = program, num_blocks, max_tokens
         groups = program.kv_groups
         self.kv_windows = tuple(group.window for group in groups)
@@ -196,6 +203,12 @@ def _gelu_tanh(x: F32) -> F32:
     return out
 
 
+def _all_reduce(run: ReferenceExecutor, op: AllReduce, batch: Batch) -> None:
+    if run.all_reduce is None:
+        raise ValueError("wrong program: a part of a sharded model, and no other ranks")
+    run.write(op.out, run.all_reduce(run.rows(op.x)))
+
+
 def _select(run: ReferenceExecutor, op: Select, batch: Batch) -> None:
     run.write(op.out, run.rows(op.x)[batch.rows])
 
@@ -233,6 +246,7 @@ RUN: Mapping[type[Op], Callable[[ReferenceExecutor, Any, Batch], None]] = {
     KVWrite: _kv_write,
     Attention: _attention,
     Add: _add,
+    AllReduce: _all_reduce,
     Gated: _gated,
     Select: _select,
     Head: _head,

@@ -24,7 +24,6 @@ from corral.models.ops import (
 )
 from corral.models.program import KVLayer
 from corral.models.rope import Rotation
-from corral.weights.formats import FORMATS
 from corral.weights.qtensor import QTensor
 from corral.weights.source import ModelSource
 
@@ -229,7 +228,7 @@ class GraphBuilder:
 
 def _moved(vector: QTensor, plus: float) -> QTensor:
     values = vector.dequantize() + np.float32(plus)
-    return QTensor(vector.name, vector.shape, "F32", 32, values.view(np.uint8), FORMATS["F32"].decode)
+    return QTensor(vector.name, vector.shape, "F32", (values.view(np.uint8),))
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -166,6 +166,14 @@ class Gated(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class AllReduce(Op):
+    """out = the sum of x over the ranks of a model that several devices share (see models/shard.py)."""
+
+    x: Reusable
+    out: Written
+
+
+@dataclass(frozen=True, slots=True)
 class Select(Op):
     """out[r] = x[rows[r]]: from here on only rows whose logits are wanted."""
 

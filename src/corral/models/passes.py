@@ -1,10 +1,23 @@
 """Passes over a Graph: functions that give another Graph, which computes the same."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from corral.models.graph import Graph, Value
-from corral.models.ops import READS, VALUES, WEIGHTS, Linear, Op, Role, Select, numbers_in, renumbered
+from corral.models.ops import (
+    READS,
+    VALUES,
+    WEIGHTS,
+    Input,
+    Linear,
+    Op,
+    Output,
+    Role,
+    Select,
+    numbers_in,
+    renumbered,
+)
 
 
 def compact(graph: Graph) -> Graph:
@@ -118,3 +131,44 @@ def _split(op: Linear, selected: list[bool]) -> list[Linear]:
                 )
             )
     return parts
+
+
+def cut(graph: Graph, layers: Sequence[int]) -> tuple[Graph, ...]:
+    """Consecutive stages for as many devices, with so many KV layers each; the last one has the head.
+
+    Every stage but the last ends in Output, of which a batch must want all rows, and the next one begins
+    with Input. ValueError if the layers do not add up, or more than one value goes from one to the next.
+    """
+    if sum(layers) != len(graph.kv_layers) or min(layers, default=0) < 1:
+        raise ValueError(f"{list(layers)} are not all of the {len(graph.kv_layers)} layers")
+    firsts = itertools.accumulate(layers[:-1])
+    places = [0, *(_place_before(graph, first) for first in firsts), len(graph.ops)]
+    return tuple(_stage(graph, start, stop) for start, stop in itertools.pairwise(places))
+
+
+def _place_before(graph: Graph, layer: int) -> int:
+    """The last op before a KV layer's keys and values are made at which one value alone goes on."""
+    stored = next(i for i, op in enumerate(graph.ops) if layer in numbers_in(op, Role.LAYER))
+    for place in range(stored, 0, -1):
+        if len(_going_on(graph, place)) == 1:
+            return place
+    raise ValueError(f"no place before layer {layer} where one value alone goes on")
+
+
+def _going_on(graph: Graph, place: int) -> set[int]:
+    """The values that ops before this place make and ops from it on read; of a view, its base."""
+    made = {number for op in graph.ops[:place] for number in numbers_in(op, Role.WRITTEN)}
+    read = {_root(graph.values[number]) for op in graph.ops[place:] for number in numbers_in(op, *READS)}
+    return made & read
+
+
+def _stage(graph: Graph, start: int, stop: int) -> Graph:
+    values, ops = list(graph.values), list(graph.ops[start:stop])
+    if start:
+        (given,) = _going_on(graph, start)
+        ops.insert(0, Input(given))
+    if stop < len(graph.ops):
+        (result,) = _going_on(graph, stop)
+        values.append(replace(values[result], index=len(values), selected=True))
+        ops += [Select(result, len(values) - 1), Output(len(values) - 1)]
+    return compact(replace(graph, values=tuple(values), ops=tuple(ops)))
