@@ -11,6 +11,7 @@ namespace {
 // One query over one tile: positions [begin, end) of the tile at `tile`.
 void attend_tile(const AttentionTask& task, int query, int begin, int end, AttentionState& state) {
   const int dim = task.head_dim;
+  const float cap = task.softcap * kLog2E;
   float scores[kTile];
   float best = state.maximum[query];
   for (int p = begin; p < end; ++p) {
@@ -18,6 +19,7 @@ void attend_tile(const AttentionTask& task, int query, int begin, int end, Atten
     float dot = 0;
     for (int d = 0; d < dim; ++d) dot += task.q[query][d] * half_to_float(key[d * kKvBlock]);
     scores[p - begin] = dot * (task.scale * kLog2E);
+    if (task.softcap > 0) scores[p - begin] = cap * std::tanh(scores[p - begin] / cap);
     best = std::max(best, scores[p - begin]);
   }
   const float decay = std::exp2(state.maximum[query] - best);

@@ -19,6 +19,7 @@ struct AttentionTask {
   int64_t block_stride;
   int head_dim;
   float scale;
+  float softcap;  // scores s become softcap * tanh(s / softcap); 0 = they stay
   int queries;
   const float* q[kMaxQueries];  // [D] each
   int first[kMaxQueries];       // a query sees the positions first to end

@@ -22,6 +22,10 @@ struct Avx2 {
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
     return sum;
   }
+  static __m256 divide(__m256 x, __m256 y) { return _mm256_div_ps(x, y); }
+  static __m256 with_sign(__m256 size, __m256 x) {
+    return _mm256_or_ps(size, _mm256_and_ps(x, _mm256_set1_ps(-0.0f)));
+  }
   static __m256 larger(__m256 x, __m256 y) { return _mm256_max_ps(x, y); }
   // p * 2^n, the latter in the last bits; 0 for x below -125 and NaN.
   static __m256 shift(__m256 p, __m256 n, __m256 x) {

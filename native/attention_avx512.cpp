@@ -19,6 +19,10 @@ struct Avx512 {
   static __m512 subtract(__m512 x, __m512 y) { return _mm512_sub_ps(x, y); }
   static __m512 multiply(__m512 x, __m512 y) { return _mm512_mul_ps(x, y); }
   static __m512 add_product(__m512 sum, __m512 x, __m512 y) { return _mm512_fmadd_ps(x, y, sum); }
+  static __m512 divide(__m512 x, __m512 y) { return _mm512_div_ps(x, y); }
+  static __m512 with_sign(__m512 size, __m512 x) {
+    return _mm512_or_ps(size, _mm512_and_ps(x, _mm512_set1_ps(-0.0f)));
+  }
   static __m512 larger(__m512 x, __m512 y) { return _mm512_max_ps(x, y); }
   static float max_lane(__m512 x) { return _mm512_reduce_max_ps(x); }
   static float sum_lanes(__m512 x) { return _mm512_reduce_add_ps(x); }

@@ -17,6 +17,10 @@ struct Neon {
   static float32x4_t subtract(float32x4_t x, float32x4_t y) { return vsubq_f32(x, y); }
   static float32x4_t multiply(float32x4_t x, float32x4_t y) { return vmulq_f32(x, y); }
   static float32x4_t add_product(float32x4_t sum, float32x4_t x, float32x4_t y) { return vfmaq_f32(sum, x, y); }
+  static float32x4_t divide(float32x4_t x, float32x4_t y) { return vdivq_f32(x, y); }
+  static float32x4_t with_sign(float32x4_t size, float32x4_t x) {
+    return vbslq_f32(vdupq_n_u32(0x80000000u), x, size);
+  }
   static float32x4_t larger(float32x4_t x, float32x4_t y) { return vmaxq_f32(x, y); }
   static float max_lane(float32x4_t x) { return vmaxvq_f32(x); }
   static float sum_lanes(float32x4_t x) { return vaddvq_f32(x); }

@@ -106,6 +106,22 @@ void score(const AttentionTask& task, const float* const* q, const Tile& tile, R
   if constexpr (N > 1) score<Vector, Q, N / 2>(task, q, tile, range, scores);
 }
 
+// Scores s become cap * tanh(s / cap).
+template <class Vector>
+void cap_scores(float cap, int queries, Range range, Scores<Vector>& scores) {
+  const auto one = Vector::all(1.0f), zero = Vector::all(0.0f), inverse = Vector::all(1.0f / cap);
+  for (int i = 0; i < queries; ++i) {
+    for (int t = range.begin; t < range.end; t += Vector::kLanes) {
+      const auto z = Vector::multiply(Vector::load(scores[i] + t), inverse);
+      const auto size = Vector::larger(z, Vector::subtract(zero, z));
+      const auto e = power_of_two<Vector>(Vector::multiply(size, Vector::all(-2 * kLog2E)));
+      const auto tanh = Vector::divide(Vector::subtract(one, e), Vector::add(one, e));
+      const auto signed_tanh = Vector::add(Vector::with_sign(tanh, z), Vector::subtract(z, z));  // NaN stays
+      Vector::store(scores[i] + t, Vector::multiply(Vector::all(cap), signed_tanh));
+    }
+  }
+}
+
 // Scores become weights; `decay` is what each query's earlier sums are to be multiplied by. `range` is whole vectors.
 template <class Vector>
 void weigh(const AttentionTask& task, int first, int queries, const Tile& tile, Range range, Scores<Vector>& scores,
@@ -193,6 +209,7 @@ void attend_some(const AttentionTask& task, int first, const Tile& tile, Attenti
   alignas(64) Scores<Vector> scores;
   alignas(64) float decay[kMaxQueries];
   score<Vector, Q, kWide>(task, task.q + first, tile, whole, scores);
+  if (task.softcap > 0) cap_scores<Vector>(task.softcap * kLog2E, Q, whole, scores);
   weigh<Vector>(task, first, Q, tile, whole, scores, decay, state);
   gather<Vector, Q, kWide>(tile, {begin, end}, scores, decay, task.head_dim, 0, state.values + first * task.head_dim);
 }

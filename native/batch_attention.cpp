@@ -79,6 +79,7 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
       .block_stride = cache.block_stride(),
       .head_dim = cache.head_dim,
       .scale = op.scale,
+      .softcap = op.softcap,
       .queries = unit.tile.rows * unit.heads,
       .q = {},
       .first = {},

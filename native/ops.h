@@ -139,11 +139,12 @@ struct Attention {
   Written out;
   LayerRef layer;
   int heads;
-  float scale;
+  float scale, softcap;
 
   static constexpr auto fields() {
-    return std::tuple{Field{"q", &Attention::q}, Field{"out", &Attention::out}, Field{"layer", &Attention::layer},
-                      Field{"heads", &Attention::heads}, Field{"scale", &Attention::scale}};
+    return std::tuple{Field{"q", &Attention::q},         Field{"out", &Attention::out},
+                      Field{"layer", &Attention::layer}, Field{"heads", &Attention::heads},
+                      Field{"scale", &Attention::scale}, Field{"softcap", &Attention::softcap}};
   }
   void check(const Model& model) const;
   void run(Program& program) const;
@@ -190,8 +191,11 @@ struct Head {
   static constexpr const char* kName = "Head";
   Read x;
   MatrixRef weight;
+  float softcap;
 
-  static constexpr auto fields() { return std::tuple{Field{"x", &Head::x}, Field{"weight", &Head::weight}}; }
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &Head::x}, Field{"weight", &Head::weight}, Field{"softcap", &Head::softcap}};
+  }
   void check(const Model& model) const;
   void run(Program& program) const;
   std::string kind(const Model&) const { return "head"; }

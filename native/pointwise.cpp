@@ -36,6 +36,10 @@ void gelu_gate(const float* gate, const float* up, float* out, int n) {
   }
 }
 
+void softcap(float* x, float cap, int n) {
+  for (int i = 0; i < n; ++i) x[i] = cap * std::tanh(x[i] / cap);
+}
+
 void rope_half(float* head, const float* cosine, const float* sine, int pairs) {
   for (int i = 0; i < pairs; ++i) {
     const float a = head[i], b = head[i + pairs];
@@ -93,8 +97,8 @@ int next_at_least(const float* x, float threshold, int start, int n) {
 }  // namespace
 
 const PointwiseKernels kScalarPointwise = {
-    rms_norm,         add,        scale,   silu_gate, gelu_gate,     rope_half,
-    rope_interleaved, store_half, maximum, exp_sum,   next_at_least,
+    rms_norm,  add,              scale,      silu_gate, gelu_gate, softcap,
+    rope_half, rope_interleaved, store_half, maximum,   exp_sum,   next_at_least,
 };
 
 }  // namespace corral

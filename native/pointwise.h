@@ -17,6 +17,8 @@ struct PointwiseKernels {
   void (*silu_gate)(const float* gate, const float* up, float* out, int n);
   // out = gelu(gate) * up by the tanh formula.
   void (*gelu_gate)(const float* gate, const float* up, float* out, int n);
+  // x = cap * tanh(x / cap), [n].
+  void (*softcap)(float* x, float cap, int n);
   // Rotates pairs (i, i + pairs) of one head by the angles whose cosines and sines are given, [pairs] each.
   void (*rope_half)(float* head, const float* cosine, const float* sine, int pairs);
   // Rotates pairs (2i, 2i + 1).

@@ -74,6 +74,19 @@ void gelu_gate(const float* gate, const float* up, float* out, int n) {
   kScalarPointwise.gelu_gate(gate + i, up + i, out + i, n - i);
 }
 
+void softcap(float* x, float cap, int n) {
+  const __m256 caps = _mm256_set1_ps(cap), one = _mm256_set1_ps(1.0f), two = _mm256_set1_ps(2.0f);
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {  // tanh(z) = 1 - 2 / (1 + exp(2z))
+    const __m256 z = _mm256_div_ps(load(x + i), caps);
+    const __m256 e = exp_avx2(_mm256_mul_ps(z, two));
+    const __m256 tanh = _mm256_sub_ps(one, _mm256_div_ps(two, _mm256_add_ps(one, e)));
+    const __m256 capped = _mm256_mul_ps(caps, tanh);
+    store(x + i, _mm256_blendv_ps(capped, z, _mm256_cmp_ps(z, z, _CMP_UNORD_Q)));  // NaN stays
+  }
+  kScalarPointwise.softcap(x + i, cap, n - i);
+}
+
 void rope_half(float* head, const float* cosine, const float* sine, int pairs) {
   int i = 0;
   for (; i + 8 <= pairs; i += 8) {
@@ -165,8 +178,8 @@ int next_at_least(const float* x, float threshold, int start, int n) {
 }  // namespace
 
 extern const PointwiseKernels kAvx2Pointwise = {
-    rms_norm,         add,        scale,   silu_gate, gelu_gate,     rope_half,
-    rope_interleaved, store_half, maximum, exp_sum,   next_at_least,
+    rms_norm,  add,              scale,      silu_gate, gelu_gate, softcap,
+    rope_half, rope_interleaved, store_half, maximum,   exp_sum,   next_at_least,
 };
 
 }  // namespace corral

@@ -81,6 +81,18 @@ float32x4x2_t turned(float32x4_t a, float32x4_t b, float32x4_t cosine, float32x4
   return {{vfmsq_f32(vmulq_f32(a, cosine), b, sine), vfmaq_f32(vmulq_f32(b, cosine), a, sine)}};
 }
 
+void softcap(float* x, float cap, int n) {
+  const float32x4_t one = vdupq_n_f32(1.0f), two = vdupq_n_f32(2.0f);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {  // tanh(z) = 1 - 2 / (1 + exp(2z))
+    const float32x4_t z = vdivq_f32(vld1q_f32(x + i), vdupq_n_f32(cap));
+    const float32x4_t e = exp_neon(vmulq_f32(z, two));
+    const float32x4_t tanh = vsubq_f32(one, vdivq_f32(two, vaddq_f32(one, e)));
+    vst1q_f32(x + i, vbslq_f32(vceqq_f32(z, z), vmulq_n_f32(tanh, cap), z));  // NaN stays
+  }
+  kScalarPointwise.softcap(x + i, cap, n - i);
+}
+
 void rope_half(float* head, const float* cosine, const float* sine, int pairs) {
   int i = 0;
   for (; i + kLanes <= pairs; i += kLanes) {
@@ -160,8 +172,8 @@ int next_at_least(const float* x, float threshold, int start, int n) {
 }  // namespace
 
 extern const PointwiseKernels kNeonPointwise = {
-    rms_norm,         add,        scale,   silu_gate, gelu_gate,     rope_half,
-    rope_interleaved, store_half, maximum, exp_sum,   next_at_least,
+    rms_norm,  add,              scale,      silu_gate, gelu_gate, softcap,
+    rope_half, rope_interleaved, store_half, maximum,   exp_sum,   next_at_least,
 };
 
 }  // namespace corral

@@ -58,6 +58,12 @@ float* Program::strip_of_logits(const Head& op, RowRange rows, int begin, int en
   const PanelRange panels{begin / kPanelRows, (end + kPanelRows - 1) / kPanelRows};
   // Columns count from the matrix's first row.
   multiply(model.matrix(op.weight), op.x, rows, panels, strip.get() - panels.begin * kPanelRows, kStripWidth);
+  if (op.softcap > 0) {  // whole panels, so that a logit's bits do not depend on which others are computed
+    const int width = (panels.end - panels.begin) * kPanelRows;
+    for (int row = 0; row < rows.end - rows.begin; ++row) {
+      kernels_.pointwise->softcap(strip.get() + kStripWidth * static_cast<size_t>(row), op.softcap, width);
+    }
+  }
   return strip.get() + begin % kPanelRows;
 }
 

@@ -36,6 +36,7 @@ class Memory {
             .block_stride = stride(),
             .head_dim = dim_,
             .scale = 1 / std::sqrt(static_cast<float>(dim_)),
+            .softcap = 0,
             .queries = 0,
             .q = {},
             .first = {},

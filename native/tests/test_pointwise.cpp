@@ -67,6 +67,19 @@ void test_rope(const Pair& pair, int pairs, Random& random) {
   }
 }
 
+void test_softcap(const Pair& pair, int n, Random& random) {
+  Floats x = random.numbers(n, 40);
+  for (const int i : {0, n / 2}) x[static_cast<size_t>(i)] = std::numeric_limits<float>::infinity();
+  pair.compare(1e-6, "softcap of " + std::to_string(n), [&](const PointwiseKernels& kernels) {
+    Floats to = x;
+    kernels.softcap(to.data(), 30, n);
+    return to;
+  });
+  x.assign(x.size(), std::numeric_limits<float>::quiet_NaN());
+  pair.kernels.softcap(x.data(), 30, n);
+  for (const float capped : x) expect(std::isnan(capped), "softcap of NaN is NaN");
+}
+
 void test_store_half(const Pair& pair, int n, int stride, float size, Random& random) {
   const Floats x = random.numbers(n, size);
   pair.compare(0, "store_half of " + std::to_string(n), [&](const PointwiseKernels& kernels) {
@@ -137,6 +150,7 @@ void test_pointwise(Isa isa) {
       test_store_half(pair, n, 16, size, random);
     }
     test_rope(pair, n, random);
+    test_softcap(pair, n, random);
     test_scans(pair, n, random);
   }
   test_extremes(pair);

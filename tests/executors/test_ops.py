@@ -247,14 +247,19 @@ def test_gated_activates_the_gate(activation: Activation, width: int, spread: fl
 
 
 def attention(
-    heads: int, kv_heads: int, head_dim: int, window: int | None = None, spread: float = 1.0
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int | None = None,
+    spread: float = 1.0,
+    softcap: float = 0.0,
 ) -> tuple[ProgramBuilder, int]:
     builder = ProgramBuilder(VOCAB)
     q = builder.table(values(heads * head_dim, 0, spread))
     k, v = (builder.table(values(kv_heads * head_dim, seed)) for seed in (1, 2))
     out, layer = builder.buffer(heads * head_dim), builder.kv_layer(kv_heads, head_dim, window)
     builder.add(KVWrite(k, v, layer))
-    builder.add(Attention(q, out, layer, heads, head_dim**-0.5))
+    builder.add(Attention(q, out, layer, heads, head_dim**-0.5, softcap))
     return builder, out
 
 
@@ -263,6 +268,13 @@ def attention(
 def test_attention_reads_the_whole_sequence(head_dim: int, heads: int, kv_heads: int, isa: str) -> None:
     builder, out = attention(heads, kv_heads, head_dim)
     compare(builder, [out], [whole(80), whole(1, start=80), whole(3, start=81)], isa)
+
+
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+@pytest.mark.parametrize(("spread", "head_dim"), [(1.0, 12), (1.0, 80), (30.0, 64), (1.0, 256)])
+def test_attention_caps_its_scores(softcap: float, spread: float, head_dim: int, isa: str) -> None:
+    builder, out = attention(6, 2, head_dim, 50, spread, softcap)
+    compare(builder, [out], [whole(80), whole(1, start=80), whole(3, start=81)], isa, tolerance=5e-5)
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 64, 65, 90, 300, 10000])
@@ -367,14 +379,17 @@ def test_attention_never_reads_what_an_earlier_sequence_left(isa: str) -> None:
     assert np.isfinite(native.buffer(out)).all()
 
 
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("rows", [[0], [4, 9, 2], list(range(40)), [39] * 3])
-def test_select_and_head_give_the_logits_of_the_wanted_rows(rows: list[int], isa: str) -> None:
+def test_select_and_head_give_the_logits_of_the_wanted_rows(
+    rows: list[int], softcap: float, isa: str
+) -> None:
     rng = np.random.default_rng(5)
     builder = ProgramBuilder(VOCAB)
     x, chosen = builder.table(values(64)), builder.buffer(64, selected=True)
     builder.add(Select(x, chosen))
     builder.add(RmsNorm(chosen, builder.weight(np.ones(64)), chosen, 1e-6))
-    builder.add(Head(chosen, builder.weight(rng.standard_normal((VOCAB, 64)))))
+    builder.add(Head(chosen, builder.weight(rng.standard_normal((VOCAB, 64))), softcap))
     program = builder.build()
     batch = make_batch(
         [Part(range(40), blocks_for(40), rows=rows)],

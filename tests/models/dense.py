@@ -1,4 +1,4 @@
-"""Both families written straight down in float64: one sequence, whole attention, no paging, no Program."""
+"""Families written straight down in float64: one sequence, whole attention, no paging, no Program."""
 
 import math
 from collections.abc import Callable
@@ -52,16 +52,21 @@ def visible(count: int, window: int | None) -> np.ndarray:
     return mask
 
 
-def attention(q, k, v, sizes: Sizes, scale: float, window: int | None) -> np.ndarray:
+def attention(q, k, v, sizes: Sizes, scale: float, window: int | None, cap: float = np.inf) -> np.ndarray:
     """Head by head; q [N, H * D], k and v [N, K * D]."""
     d, outs = sizes.head_dim, []
     for head in range(sizes.heads):
         kv = head // (sizes.heads // sizes.kv_heads)
         own_q, own_k, own_v = (a[:, i * d : (i + 1) * d] for a, i in [(q, head), (k, kv), (v, kv)])
-        scores = np.where(visible(len(q), window), own_q @ own_k.T * scale, -np.inf)
+        scores = softcap(own_q @ own_k.T * scale, cap)
+        scores = np.where(visible(len(q), window), scores, -np.inf)
         weights = np.exp(scores - scores.max(1, keepdims=True))
         outs.append(weights / weights.sum(1, keepdims=True) @ own_v)
     return np.concatenate(outs, axis=1)
+
+
+def softcap(x: np.ndarray, cap: float) -> np.ndarray:
+    return x if cap == np.inf else cap * np.tanh(x / cap)
 
 
 def per_head(x: np.ndarray, width: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -84,6 +89,9 @@ def llama(w: Weights, s: Sizes, tokens: list[int], rotate: Rotate, window: int |
         b = f"blk.{layer}."
         h = rms_norm(x, w[b + "attn_norm.weight"], s.eps)
         q, k, v = (linear(h, w, b + name) for name in ("attn_q", "attn_k", "attn_v"))
+        if b + "attn_q_norm.weight" in w:
+            q = per_head(q, s.head_dim, lambda head, b=b: rms_norm(head, w[b + "attn_q_norm.weight"], s.eps))
+            k = per_head(k, s.head_dim, lambda head, b=b: rms_norm(head, w[b + "attn_k_norm.weight"], s.eps))
         q, k = (per_head(a, s.head_dim, lambda head: rotate(head, s.theta)) for a in (q, k))
         x = x + linear(attention(q, k, v, s, 1 / math.sqrt(s.head_dim), window), w, b + "attn_output")
         h = rms_norm(x, w[b + "ffn_norm.weight"], s.eps)
@@ -115,3 +123,24 @@ def gemma3(w: Weights, s: Sizes, tokens: list[int], window: int, stretch: float 
         gelu = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
         x = x + rms_norm(linear(gelu * up, w, b + "ffn_down"), w[b + "post_ffw_norm.weight"], s.eps)
     return log_softmax(rms_norm(x, w["output_norm.weight"], s.eps) @ w["token_embd.weight"].T)
+
+
+def gemma2(
+    w: Weights, s: Sizes, tokens: list[int], window: int, query_size: float, caps: tuple[float, float]
+) -> np.ndarray:
+    """Log-probs [N, vocabulary]; even layers see the window; `caps` of scores and logits."""
+    x = w["token_embd.weight"][tokens] * math.sqrt(w["token_embd.weight"].shape[1])
+    for layer in range(s.layers):
+        b = f"blk.{layer}."
+        h = rms_norm(x, w[b + "attn_norm.weight"], s.eps)
+        q, k, v = (linear(h, w, b + name) for name in ("attn_q", "attn_k", "attn_v"))
+        q, k = (per_head(a, s.head_dim, lambda head: rotate_half(head, s.theta)) for a in (q, k))
+        seen = window if layer % 2 == 0 else None
+        a = attention(q, k, v, s, 1 / math.sqrt(query_size), seen, caps[0])
+        x = x + rms_norm(linear(a, w, b + "attn_output"), w[b + "post_attention_norm.weight"], s.eps)
+        h = rms_norm(x, w[b + "ffn_norm.weight"], s.eps)
+        gate, up = linear(h, w, b + "ffn_gate"), linear(h, w, b + "ffn_up")
+        gelu = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+        x = x + rms_norm(linear(gelu * up, w, b + "ffn_down"), w[b + "post_ffw_norm.weight"], s.eps)
+    logits = rms_norm(x, w["output_norm.weight"], s.eps) @ w["token_embd.weight"].T
+    return log_softmax(softcap(logits, caps[1]))

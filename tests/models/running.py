@@ -7,6 +7,7 @@ import numpy as np
 
 from batches import Part, blocks_for, make_batch
 from corral.executors.reference import ReferenceExecutor
+from corral.models.program import Program
 from corral.models.table import build_program
 from corral.weights.gguf import open_gguf
 from corral.weights.gguf_source import GGUFSource
@@ -15,13 +16,15 @@ from corral.weights.gguf_source import GGUFSource
 def logprobs(path: Path, tokens: list[int]) -> np.ndarray:
     """Log-probs [N, vocabulary] of a file's own Program, in one step."""
     with open_gguf(path) as file:
-        program, blocks = build_program(GGUFSource(file)), blocks_for(len(tokens))
-        groups = len(program.kv_groups)
-        executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(tokens))
-        executor.step(make_batch([Part(tokens, blocks)], groups=groups))
-        result = dense.log_softmax(executor.logits.astype(np.float64))
-        executor.close()
-    return result
+        return program_logprobs(build_program(GGUFSource(file)), tokens)
+
+
+def program_logprobs(program: Program, tokens: list[int]) -> np.ndarray:
+    """Log-probs [N, vocabulary] of a Program, in one step."""
+    groups, blocks = len(program.kv_groups), blocks_for(len(tokens))
+    executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(tokens))
+    executor.step(make_batch([Part(tokens, blocks)], groups=groups))
+    return dense.log_softmax(executor.logits.astype(np.float64))
 
 
 def random_tokens(count: int, vocab_size: int, seed: int = 0) -> list[int]:

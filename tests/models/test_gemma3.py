@@ -6,7 +6,6 @@ import pytest
 from checkpoint import read_weights
 from running import logprobs, random_tokens
 
-from corral.errors import UnsupportedModel
 from corral.models.ops import Attention, Rope, RopeStyle
 from corral.models.program import Program
 from corral.models.table import build_program
@@ -91,9 +90,3 @@ def test_attention_scale_is_by_head_size_except_in_the_27b(
     with open_gguf(tiny_gemma3(tmp_path / "m.gguf", layers=layers, heads=4)) as file:
         scales = {op.scale for op in build_program(GGUFSource(file)).ops if isinstance(op, Attention)}
     assert scales == {query_size**-0.5}
-
-
-def test_soft_caps_are_refused_by_name(tmp_path: Path) -> None:
-    path = tiny_gemma3(tmp_path / "m.gguf", metadata={"gemma3.final_logit_softcapping": 30.0})
-    with open_gguf(path) as file, pytest.raises(UnsupportedModel, match="final_logit_softcapping"):
-        build_program(GGUFSource(file))

@@ -178,11 +178,16 @@ def _attend(run: ReferenceExecutor, op: Attention, q: F32, positions: I32, block
         seen &= distance < layer.window
     grouped = q.reshape(len(q), layer.kv_heads, op.heads // layer.kv_heads, layer.head_dim)
     scores = np.einsum("nkgd,lkd->kgnl", grouped, keys, optimize=True) * np.float32(op.scale)
+    scores = _capped(scores, op.softcap)
     scores = np.where(seen, scores, np.float32(-math.inf))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     out: F32 = np.einsum("kgnl,lkd->nkgd", weights, values, optimize=True).reshape(q.shape)
     return out
+
+
+def _capped(x: F32, cap: float) -> F32:
+    return np.float32(cap) * np.tanh(x / np.float32(cap)) if cap else x
 
 
 def _add(run: ReferenceExecutor, op: Add, batch: Batch) -> None:
@@ -214,7 +219,7 @@ def _select(run: ReferenceExecutor, op: Select, batch: Batch) -> None:
 
 
 def _head(run: ReferenceExecutor, op: Head, batch: Batch) -> None:
-    run.logits = run.rows(op.x) @ run.weight(op.weight).T
+    run.logits = _capped(run.rows(op.x) @ run.weight(op.weight).T, op.softcap)
 
 
 def _output(run: ReferenceExecutor, op: Output, batch: Batch) -> None:

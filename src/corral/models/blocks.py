@@ -1,10 +1,10 @@
 """The parts that families share: attention, the gated feed-forward, and what authors call their tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from corral.models.builder import GraphBuilder
-from corral.models.graph import Value
+from corral.models.graph import Graph, Value
 from corral.models.ops import Activation
 from corral.models.program import KVLayer
 from corral.models.rope import Rotation
@@ -37,36 +37,81 @@ PUBLISHED_QK_NORMS: Mapping[str, str] = {
 }
 
 
+PUBLISHED_SANDWICH_NORMS: Mapping[str, str] = {
+    "blk.{i}.post_attention_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
+    "blk.{i}.ffn_norm.weight": "model.layers.{i}.pre_feedforward_layernorm.weight",
+    "blk.{i}.post_ffw_norm.weight": "model.layers.{i}.post_feedforward_layernorm.weight",
+}
+
+FeedForward = Callable[[GraphBuilder, Value, str], Value]  # from normalised rows, and a layer's name
+
+
 @dataclass(frozen=True, slots=True)
 class SelfAttention:
     """One layer's attention. Biases are added where the model has them."""
 
     sizes: Sizes
     rotation: Rotation
-    window: int | None  # how many last tokens a query sees; None = all
     scale: float  # of the products of queries and keys
+    window: int | None = None  # how many last tokens a query sees; None = all
     qk_norm: bool = False  # each head's query and key is normalised before it rotates
+    softcap: float = 0.0  # of the scores; 0 = none
 
     def build(self, g: GraphBuilder, h: Value, blk: str) -> Value:
-        """What the layer `blk` adds to the hidden state, from its normalised rows h."""
+        """What the layer adds to the hidden state, from its normalised rows h."""
         s = self.sizes
         kv_width = s.kv_heads * s.head_size
         widths = {"attn_q": s.heads * s.head_size, "attn_k": kv_width, "attn_v": kv_width}
         q, k, v = g.linears(h, {f"{blk}.{name}": width for name, width in widths.items()})
-        q, k = (
-            self._turned(g, q, f"{blk}.attn_q_norm", s.heads),
-            self._turned(g, k, f"{blk}.attn_k_norm", s.kv_heads),
-        )
-        a = g.attention(q, k, v, KVLayer(s.kv_heads, s.head_size, self.window), self.scale)
+        q = self._rotate(g, q, f"{blk}.attn_q_norm", s.heads)
+        k = self._rotate(g, k, f"{blk}.attn_k_norm", s.kv_heads)
+        layer = KVLayer(s.kv_heads, s.head_size, self.window)
+        a = g.attention(q, k, v, layer, self.scale, self.softcap)
         return g.linear(a, f"{blk}.attn_output", s.hidden)
 
-    def _turned(self, g: GraphBuilder, x: Value, norm: str, heads: int) -> Value:
+    def _rotate(self, g: GraphBuilder, x: Value, norm: str, heads: int) -> Value:
         if self.qk_norm:
             x = g.rms_norm(x, norm, self.sizes.eps, heads)
         return g.rope(x, heads, self.rotation)
 
 
-def feed_forward(g: GraphBuilder, h: Value, blk: str, ffn: int, activation: Activation) -> Value:
+def gated_feed_forward(ffn: int, activation: Activation) -> FeedForward:
     """down(activation(gate(h)) * up(h)), `ffn` wide between."""
-    gate, up = g.linears(h, {f"{blk}.ffn_gate": ffn, f"{blk}.ffn_up": ffn})
-    return g.linear(g.gated(gate, up, activation), f"{blk}.ffn_down", h.width)
+
+    def build(g: GraphBuilder, h: Value, blk: str) -> Value:
+        gate, up = g.linears(h, {f"{blk}.ffn_gate": ffn, f"{blk}.ffn_up": ffn})
+        return g.linear(g.gated(gate, up, activation), f"{blk}.ffn_down", h.width)
+
+    return build
+
+
+def build_pre_norm(
+    g: GraphBuilder, sizes: Sizes, attentions: Sequence[SelfAttention], feed_forward: FeedForward
+) -> Graph:
+    """Most decoders: a layer adds attention, then a feed-forward, each of the hidden state normalised."""
+    x = g.embed("token_embd", sizes.vocab_size, sizes.hidden)
+    for layer, attention in enumerate(attentions):
+        blk = f"blk.{layer}"
+        x = g.add(x, attention.build(g, g.rms_norm(x, f"{blk}.attn_norm", sizes.eps), blk))
+        x = g.add(x, feed_forward(g, g.rms_norm(x, f"{blk}.ffn_norm", sizes.eps), blk))
+    g.head(g.rms_norm(x, "output_norm", sizes.eps), sizes.vocab_size)
+    return g.build(sizes.vocab_size, sizes.context_length)
+
+
+def build_sandwich(
+    g: GraphBuilder,
+    sizes: Sizes,
+    attentions: Sequence[SelfAttention],
+    feed_forward: FeedForward,
+    softcap: float,
+) -> Graph:
+    """Gemma's decoders since the second: what a layer adds is normalised too; embeddings are scaled."""
+    x = g.embed("token_embd", sizes.vocab_size, sizes.hidden, scale=sizes.hidden**0.5)
+    for layer, attention in enumerate(attentions):
+        blk = f"blk.{layer}"
+        h = attention.build(g, g.rms_norm(x, f"{blk}.attn_norm", sizes.eps), blk)
+        x = g.add(x, g.rms_norm(h, f"{blk}.post_attention_norm", sizes.eps))
+        h = feed_forward(g, g.rms_norm(x, f"{blk}.ffn_norm", sizes.eps), blk)
+        x = g.add(x, g.rms_norm(h, f"{blk}.post_ffw_norm", sizes.eps))
+    g.head(g.rms_norm(x, "output_norm", sizes.eps), sizes.vocab_size, softcap)
+    return g.build(sizes.vocab_size, sizes.context_length)

@@ -103,7 +103,9 @@ class GraphBuilder:
         self.append(Rope(x.index, out.index, heads, rotation.frequencies, rotation.style, rotation.magnitude))
         return out
 
-    def attention(self, q: Value, k: Value, v: Value, layer: KVLayer, scale: float) -> Value:
+    def attention(
+        self, q: Value, k: Value, v: Value, layer: KVLayer, scale: float, softcap: float = 0.0
+    ) -> Value:
         """Store k and v in a new KV layer, and let q attend to it."""
         if k.width != layer.kv_heads * layer.head_dim or v.width != k.width or q.width % layer.head_dim:
             raise ValueError(f"{q.name}: q, k and v do not fit {layer}")
@@ -111,7 +113,7 @@ class GraphBuilder:
         self._kv_layers.append(layer)
         out = self.like(q, f"attention.{number}")
         self.append(KVWrite(k.index, v.index, number))
-        self.append(Attention(q.index, out.index, number, q.width // layer.head_dim, scale))
+        self.append(Attention(q.index, out.index, number, q.width // layer.head_dim, scale, softcap))
         return out
 
     def add(self, x: Value, y: Value) -> Value:
@@ -126,10 +128,10 @@ class GraphBuilder:
         self.append(Gated(gate.index, up.index, out.index, activation))
         return out
 
-    def head(self, x: Value, vocab_size: int, name: str = "output", tied: str = "token_embd") -> None:
-        """Logits of the wanted rows of x by a tensor, or by `tied` (the embedding) in a model without."""
-        chosen = name if self.has(f"{name}.weight") else tied
-        self.append(Head(self.select(x).index, self.matrix(f"{chosen}.weight", vocab_size, x.width)))
+    def head(self, x: Value, vocab_size: int, softcap: float = 0.0) -> None:
+        """Logits of the wanted rows of x, by the tensor `output` or, in a model without, by the embedding."""
+        name = "output.weight" if self.has("output.weight") else "token_embd.weight"
+        self.append(Head(self.select(x).index, self.matrix(name, vocab_size, x.width), softcap))
 
     def output(self, x: Value) -> None:
         """The wanted rows of x are what a step gives."""

@@ -137,13 +137,17 @@ class KVWrite(Op):
 
 @dataclass(frozen=True, slots=True)
 class Attention(Op):
-    """out = softmax(q k^T * scale) v over the sequence's stored positions up to the query's own."""
+    """out = softmax(scores) v over the sequence's stored positions up to the query's own.
+
+    Scores s are q k^T * scale, or with a `softcap` c of more than 0 c * tanh(s / c).
+    """
 
     q: Read  # [N, H*D], or [R, H*D]
     out: Written  # like q
     layer: Layer
     heads: int
     scale: float
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +187,14 @@ class Select(Op):
 
 @dataclass(frozen=True, slots=True)
 class Head(Op):
-    """logits = x @ weight.T for x [R, width], handed to the sampler; the last op of a Program."""
+    """logits = x @ weight.T for x [R, width], handed to the sampler; the last op of a Program.
+
+    With a `softcap` c of more than 0 logits l become c * tanh(l / c).
+    """
 
     x: Read
     weight: Matrix
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
