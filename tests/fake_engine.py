@@ -14,11 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from corral.engine.admission import Limits, check_request
 from corral.engine.protocol import Load, Output, Ready
 from corral.errors import ModelNotFound
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
-from corral.types import FinishReason, SamplingParams, SequenceStats, TokenLogprob
+from corral.types import NO_SCORES, FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
 
 BOS, EOS, TURN = 256, 257, 258
 SPECIAL = {"<bos>": BOS, "<eos>": EOS, "<turn>": TURN}
@@ -88,6 +89,7 @@ class FakeEngine:
     script: Script = field(default_factory=Script)
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     seen: list[tuple[list[int], SamplingParams]] = field(default_factory=list)
+    scored: list[Scores] = field(default_factory=list)  # what was wanted of each that was seen
     cancelled: int = 0
     alive: bool = True
     ids: Any = field(default_factory=itertools.count)
@@ -112,14 +114,22 @@ class FakeEngine:
         return self.alive
 
     def submit(
-        self, prompt: list[int], params: SamplingParams, take: Callable[[Output | Exception], None]
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        take: Callable[[Output | Exception], None],
+        scores: Scores = NO_SCORES,
     ) -> int:
         failure = self.script.failure
         if failure and self.script.fail_after is None:
             raise failure
+        limits = Limits(self.ready.context_length, self.ready.vocab_size, self.ready.kv_tokens)
+        check_request(prompt, params, limits, scores)
         id = next(self.ids)
-        self.running[id] = asyncio.ensure_future(self._run(id, prompt, params, take))
-        self.seen.append((prompt, params))
+        reply = self._outputs(id, [*prompt], params, scores)
+        self.running[id] = asyncio.ensure_future(self._run(id, reply, take))
+        self.seen.append(([*prompt], params))
+        self.scored.append(scores)
         return id
 
     def cancel(self, id: int) -> None:
@@ -131,12 +141,11 @@ class FakeEngine:
     async def _run(
         self,
         id: int,
-        prompt: list[int],
-        params: SamplingParams,
+        reply: AsyncIterator[Output],
         take: Callable[[Output | Exception], None],
     ) -> None:
         try:
-            async for output in self._outputs(id, prompt, params):
+            async for output in reply:
                 if output.finish is not None:
                     self.running.pop(id, None)
                 take(output)
@@ -144,15 +153,17 @@ class FakeEngine:
             if self.running.pop(id, None):
                 take(error)
 
-    async def _outputs(self, id: int, prompt: list[int], params: SamplingParams) -> AsyncIterator[Output]:
+    async def _outputs(
+        self, id: int, prompt: list[int], params: SamplingParams, wanted: Scores
+    ) -> AsyncIterator[Output]:
         script = self.script
         if script.gate:
             await script.gate.wait()
-        scores = [None, *(_score(t, params.prompt_logprobs) for t in prompt[1:])]
-        scores = scores if params.prompt_logprobs is not None else []
+        scores = [None, *(_score(t, wanted.prompt_logprobs) for t in prompt[1:])]
+        scores = scores if wanted.prompt_logprobs is not None else []
         tokens, reason = self._reply(prompt, params)
         if not tokens:
-            yield self._output(id, prompt, [], params, scores, reason, 0)
+            yield self._output(id, prompt, [], wanted, scores, reason, 0)
             return
         sent = 0
         for start in itertools.count(0, script.batch):
@@ -164,7 +175,7 @@ class FakeEngine:
             if script.fail_after is not None and sent > script.fail_after:
                 raise script.failure or RuntimeError("the engine broke")
             last = not script.endless and start + script.batch >= len(tokens)
-            yield self._output(id, prompt, part, params, scores, reason if last else None, sent)
+            yield self._output(id, prompt, part, wanted, scores, reason if last else None, sent)
             scores = []
             if last:
                 return
@@ -172,12 +183,12 @@ class FakeEngine:
     def _reply(self, prompt: list[int], params: SamplingParams) -> tuple[list[int], FinishReason]:
         text = f"{params.seed} {self.script.text}" if self.script.per_seed else self.script.text
         tokens = list(self.script.ids or text.encode())
-        if not params.ignore_eos:
+        if EOS in params.stop_token_ids:
             tokens.append(EOS)
         room = (params.context or 10**9) - len(prompt)
         limit = min(room, params.max_tokens if params.max_tokens is not None else 10**9)
         for place, token in enumerate(tokens[:limit]):
-            if token in params.stop_token_ids or (token == EOS and not params.ignore_eos):
+            if token in params.stop_token_ids:
                 return tokens[: place + 1], FinishReason.STOP
         return tokens[:limit], FinishReason.LENGTH
 
@@ -186,12 +197,12 @@ class FakeEngine:
         id: int,
         prompt: list[int],
         tokens: list[int],
-        params: SamplingParams,
+        wanted: Scores,
         scores: list[TokenLogprob | None],
         finish: FinishReason | None,
         sent: int,
     ) -> Output:
-        logprobs = [] if params.logprobs is None else [_score(token, params.logprobs) for token in tokens]
+        logprobs = [] if wanted.logprobs is None else [_score(token, wanted.logprobs) for token in tokens]
         stats = SequenceStats(len(prompt), self.script.cached, sent, 10, 2_000_000, 3_000_000)
         return Output(id, tokens, logprobs, scores, finish, stats if finish or sent == len(tokens) else None)
 

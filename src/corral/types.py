@@ -22,7 +22,7 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose each next token. Neutral values switch a filter off."""
+    """How the engine chooses each next token, and after how many it ends. Neutral values switch a filter off."""
 
     temperature: float = 1.0  # 0 = greedy
     top_k: int = 0  # 0 = off
@@ -36,15 +36,9 @@ class SamplingParams:
     penalty_window: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = (
-        False  # else the server makes stop tokens of those that the tokeniser knows to end a reply
-    )
     min_tokens: int = 0
     max_tokens: int | None = None  # None = to the end of the context; 0 = score the prompt only
-    logprobs: int | None = None  # alternatives beside the chosen token's log-prob; None = no log-probs
-    prompt_logprobs: int | None = None  # the same for every prompt token
     context: int | None = None  # this request's context length in tokens; None = the model's own
 
     def validate(self) -> None:
@@ -57,27 +51,49 @@ class SamplingParams:
         _check_range("presence_penalty", self.presence_penalty, -100, 100)
         _check_range("frequency_penalty", self.frequency_penalty, -100, 100)
         _check_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
-        for name in ("max_tokens", "logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            limit = 2**31 - 1 if name == "max_tokens" else MAX_TOP_LOGPROBS
-            if value is not None:
-                _check_range(name, value, 0, limit)
-        if self.context is not None:
-            _check_range("num_ctx", self.context, 1, 2**31 - 1)
+        _check_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
+        _check_range("num_ctx", self.context, 1, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest("min_tokens must not be larger than max_tokens", "min_tokens")
-        if len(self.stop) > MAX_STOP:
-            raise InvalidRequest(f"stop takes at most {MAX_STOP} strings, got {len(self.stop)}", "stop")
-        if not all(0 < len(text) <= MAX_STOP_LENGTH for text in self.stop):
-            raise InvalidRequest(f"stop strings must have 1 to {MAX_STOP_LENGTH} characters", "stop")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidRequest(f"logit_bias takes at most {MAX_LOGIT_BIAS} entries", "logit_bias")
         for value in self.logit_bias.values():
             _check_range("logit_bias", value, -100, 100)
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # true of NaN too
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What ends a reply beside SamplingParams: the server sees to it, the engine never hears of it."""
+
+    stop: tuple[str, ...] = ()  # strings, which the reply then does not show
+    ignore_eos: bool = False  # else the tokens that the tokeniser knows to end a reply become stop tokens
+
+    def validate(self) -> None:
+        """Raise InvalidRequest, naming the field, unless the stop strings are few and short."""
+        if len(self.stop) > MAX_STOP:
+            raise InvalidRequest(f"stop takes at most {MAX_STOP} strings, got {len(self.stop)}", "stop")
+        if not all(0 < len(text) <= MAX_STOP_LENGTH for text in self.stop):
+            raise InvalidRequest(f"stop strings must have 1 to {MAX_STOP_LENGTH} characters", "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Which tokens come with their log-probs, and with how many alternatives each; None = without."""
+
+    logprobs: int | None = None  # the reply's tokens
+    prompt_logprobs: int | None = None  # the prompt's
+
+    def validate(self) -> None:
+        """Raise InvalidRequest, naming the field, unless every value is in range."""
+        _check_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        _check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+
+
+NO_SCORES = Scores()
+
+
+def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:  # true of NaN too
         raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value!s:.40}", name)
 
 

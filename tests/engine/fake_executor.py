@@ -126,8 +126,8 @@ class NullExecutor:
 
 def run(engine, requests):
     """Outputs by request id, after adding all and stepping to the end."""
-    for id, (prompt, params) in requests.items():
-        engine.add(id, prompt, params)
+    for id, request in requests.items():  # prompt, parameters, and what is to be scored, if anything
+        engine.add(id, *request)
     outputs = {id: [] for id in requests}
     while engine.has_work:
         for output in engine.step():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from corral.engine.engine import Engine, EngineOptions
 from corral.engine.pace import LEAST_READING
 from corral.errors import InvalidRequest, Overloaded, PromptTooLong
-from corral.types import FinishReason, SamplingParams
+from corral.types import FinishReason, SamplingParams, Scores
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
@@ -122,7 +122,7 @@ def test_logit_bias_and_penalties_reach_the_executor_row_by_row():
 
 
 def test_logprobs_come_with_each_token():
-    outputs = run(make(), {1: ([1, 2], greedy(3, logprobs=2)), 2: ([1, 2], greedy(3))})
+    outputs = run(make(), {1: ([1, 2], greedy(3), Scores(2)), 2: ([1, 2], greedy(3))})
     assert all(len(output.logprobs) == 1 for output in outputs[1])
     entry = outputs[1][0].logprobs[0]
     assert entry.token == outputs[1][0].tokens[0]
@@ -134,7 +134,7 @@ def test_logprobs_come_with_each_token():
 def test_prompt_scoring_without_reply_scores_every_token_and_samples_none(batch_tokens):
     engine, prompt = make(batch_tokens=batch_tokens), list(range(40))
     run(engine, {1: (prompt, GREEDY)})  # a cached prefix must not swallow scores
-    outputs = run(engine, {2: (prompt, greedy(0, prompt_logprobs=1))})[2]
+    outputs = run(engine, {2: (prompt, greedy(0), Scores(prompt_logprobs=1))})[2]
     assert len(outputs) == 1 and not outputs[0].tokens
     assert outputs[0].finish == FinishReason.LENGTH
     scores = outputs[0].prompt_logprobs
@@ -147,9 +147,9 @@ def test_prompt_scoring_without_reply_scores_every_token_and_samples_none(batch_
 def test_prompt_scores_with_a_reply_come_once_with_the_first_output_even_after_preemption():
     prompt = list(range(40))
     crowd = {id: ([id] * 30, greedy(60)) for id in range(3)}
-    params = greedy(30, prompt_logprobs=0, logprobs=0)
+    scored = prompt, greedy(30), Scores(0, 0)
     engine = make(FakeExecutor(num_blocks=9))
-    outputs = run(engine, crowd | {9: (prompt, params)})[9]
+    outputs = run(engine, crowd | {9: scored})[9]
     assert engine.load.preemptions
     assert [len(output.prompt_logprobs) for output in outputs] == [40] + [0] * 29
     assert tokens_of(outputs) == next_tokens(prompt, 30)
@@ -157,8 +157,7 @@ def test_prompt_scores_with_a_reply_come_once_with_the_first_output_even_after_p
 
 @pytest.mark.parametrize(("prompt", "scores"), [([5], [None]), ([5, 6], [])])
 def test_nothing_to_compute_ends_at_once(prompt, scores):
-    params = greedy(0, prompt_logprobs=0) if scores else greedy(0)
-    outputs = run(make(), {1: (prompt, params)})[1]
+    outputs = run(make(), {1: (prompt, greedy(0), Scores(prompt_logprobs=0 if scores else None))})[1]
     assert len(outputs) == 1 and outputs[0].finish == FinishReason.LENGTH
     assert outputs[0].prompt_logprobs == scores
 
@@ -182,6 +181,7 @@ def test_reply_ends_with_length_when_the_kv_cache_is_full_and_nobody_else_is_the
         ([VOCAB], GREEDY, InvalidRequest, "1000"),
         ([-1], GREEDY, InvalidRequest, "-1"),
         ([1], greedy(1, logit_bias={VOCAB: 1}), InvalidRequest, "logit_bias"),
+        ([1], greedy(1, stop_token_ids=(-1,)), InvalidRequest, "stop_token_ids"),
         ([1], greedy(1, seed=2**64), InvalidRequest, "seed"),
         ([1] * 512, GREEDY, PromptTooLong, "512"),
         ([1] * 9, greedy(1, context=9), PromptTooLong, "9"),
@@ -228,8 +228,8 @@ def test_one_bad_row_fails_only_its_request():
 
 
 def test_one_bad_row_while_scoring_fails_the_request_once():
-    params = greedy(3, prompt_logprobs=0)
-    outputs = run(make(FakeExecutor(fail_token=13)), {1: ([1, 13, 5], params), 2: ([1, 2], GREEDY)})
+    bad = [1, 13, 5], greedy(3), Scores(prompt_logprobs=0)
+    outputs = run(make(FakeExecutor(fail_token=13)), {1: bad, 2: ([1, 2], GREEDY)})
     assert [output.finish for output in outputs[1]] == [FinishReason.ERROR]
     assert tokens_of(outputs[2]) == next_tokens([1, 2], 8)
 
@@ -298,7 +298,7 @@ def test_random_life_is_right_token_for_token(data):
         scores = data.draw(st.sampled_from([None, None, 0]))
         expected[id] = next_tokens(prompt, min(reply, longest + 1 - len(prompt)))
         got[id] = []
-        engine.add(id, prompt, greedy(reply, prompt_logprobs=scores))
+        engine.add(id, prompt, greedy(reply), Scores(prompt_logprobs=scores))
         for _ in range(data.draw(st.integers(0, 4))):
             for output in engine.step():
                 got[output.id] += output.tokens

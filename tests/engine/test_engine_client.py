@@ -31,7 +31,7 @@ from corral.types import FinishReason, SamplingParams
 from gguf_files import tiny_llama
 from outputs import outputs_of
 
-ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
+ENDLESS = SamplingParams(temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ async def collect(client, prompt, params):
 def test_many_requests_stream_side_by_side(model_path):
     async def scenario():
         async with running(model_path) as client:
-            params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+            params = SamplingParams(temperature=0, max_tokens=6)
             alone = [await collect(client, [id + 1, 5, 6], params) for id in range(6)]
             together = await asyncio.gather(*(collect(client, [id + 1, 5, 6], params) for id in range(6)))
             for one, other in zip(alone, together, strict=True):

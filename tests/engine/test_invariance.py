@@ -8,7 +8,7 @@ from batches import Part, blocks_for, make_batch
 from corral.engine.engine import Engine, EngineOptions
 from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
-from corral.types import SamplingParams
+from corral.types import SamplingParams, Scores
 from corral.weights.gguf_source import GGUFSource
 from gguf_files import tiny_gemma3, tiny_llama
 
@@ -66,9 +66,8 @@ def requests(vocab_size):
                 seed=id,
                 repetition_penalty=1.1 if id % 5 == 1 else 1.0,
                 max_tokens=REPLY,
-                logprobs=3,
-                prompt_logprobs=0 if id % 7 == 3 else None,
             ),
+            Scores(logprobs=3, prompt_logprobs=0 if id % 7 == 3 else None),
         )
 
 
@@ -155,7 +154,7 @@ def test_replies_of_a_real_model_do_not_depend_on_company(smollm2_path):
     program = build_program(GGUFSource.open(smollm2_path))
     text = [(31 * i) % 40000 + 100 for i in range(90)]
     wanted = [
-        (id, text[: 20 + 9 * id], SamplingParams(temperature=0, max_tokens=16, logprobs=5)) for id in range(8)
+        (id, text[: 20 + 9 * id], SamplingParams(temperature=0, max_tokens=16), Scores(5)) for id in range(8)
     ]
     engine = make("native", program)
     alone = {}

@@ -11,7 +11,7 @@ from test_invariance import EXECUTORS, FAMILIES
 from corral.engine.engine import Engine, EngineOptions
 from corral.engine.pace import Pace
 from corral.models.table import build_program
-from corral.types import FinishReason, SamplingParams
+from corral.types import FinishReason, SamplingParams, Scores
 from corral.weights.gguf_source import GGUFSource
 
 GREEDY = SamplingParams(temperature=0, max_tokens=60)
@@ -146,10 +146,9 @@ def test_random_life_is_the_same_with_drafts(data):
             max_tokens=data.draw(st.integers(1, 50)),
             min_tokens=data.draw(st.integers(0, 9)),
             stop_token_ids=data.draw(st.sampled_from([(), (), (3,)])),
-            logprobs=data.draw(st.sampled_from([None, 2])),
-            prompt_logprobs=data.draw(st.sampled_from([None, None, 0])),
         )
-        requests[id] = (prompt, params)
+        scores = Scores(data.draw(st.sampled_from([None, 2])), data.draw(st.sampled_from([None, None, 0])))
+        requests[id] = (prompt, params, scores)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pace, "draft_chance", lambda self, crowd: 0.0)
         assert_same(requests, **options)
@@ -167,14 +166,15 @@ def requests_of_all_kinds(vocab_size):
         {"temperature": 0},
         {"temperature": 0, "repetition_penalty": 1.1, "penalty_window": 16},
         {"temperature": 0.3, "top_k": 5, "frequency_penalty": 0.2, "presence_penalty": 0.1},
-        {"temperature": 0.2, "repetition_penalty": 1.05, "penalty_window": -1, "prompt_logprobs": 0},
+        {"temperature": 0.2, "repetition_penalty": 1.05, "penalty_window": -1},
         {"temperature": 0, "logit_bias": {3: 2.0}, "min_tokens": 12, "stop_token_ids": (3, 5)},
         {"temperature": 0.1, "top_p": 0.8, "min_p": 0.02, "repetition_penalty": 0.9},
     )
     for id, way in enumerate(ways * 2):
         period = 5 + id
         prompt = [(11 * (i % period) + id) % vocab_size for i in range(20 + 3 * id)]
-        yield id, (prompt, SamplingParams(seed=id, max_tokens=40, logprobs=2, **way))
+        scores = Scores(2, 0 if way.get("penalty_window") == -1 else None)
+        yield id, (prompt, SamplingParams(seed=id, max_tokens=40, **way), scores)
 
 
 @pytest.mark.parametrize("name", EXECUTORS)

@@ -8,7 +8,7 @@ from corral.engine import wire, worker
 from corral.engine.admission import Limits, check_request
 from corral.engine.protocol import Load, Output, Step
 from corral.errors import InvalidRequest
-from corral.types import MAX_TOP_LOGPROBS, SamplingParams, TokenLogprob
+from corral.types import MAX_TOP_LOGPROBS, SamplingParams, Scores, TokenLogprob
 
 
 def test_outputs_too_long_for_one_frame_go_in_several(monkeypatch) -> None:
@@ -29,12 +29,12 @@ def test_outputs_too_long_for_one_frame_go_in_several(monkeypatch) -> None:
 @pytest.mark.parametrize("alternatives", [0, 1, MAX_TOP_LOGPROBS])
 def test_the_longest_prompt_that_may_be_scored_fits_one_frame(alternatives: int) -> None:
     limits = Limits(context_length=1 << 26, vocab_size=1 << 20, kv_tokens=1 << 26)
-    params = SamplingParams(max_tokens=0, prompt_logprobs=alternatives)
+    params, scores = SamplingParams(max_tokens=0), Scores(prompt_logprobs=alternatives)
     low, high = 1, 1 << 22
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            check_request([0] * middle, params, limits)
+            check_request([0] * middle, params, limits, scores)
             low = middle
         except InvalidRequest as error:
             assert "logprobs" in str(error)

@@ -15,7 +15,7 @@ import pytest
 from batches import Part, blocks_for, make_batch
 from corral.engine.engine import Engine, EngineOptions
 from corral.models.table import build_program
-from corral.types import SamplingParams
+from corral.types import SamplingParams, Scores
 from corral.weights.gguf import open_gguf
 from corral.weights.gguf_source import GGUFSource
 
@@ -68,7 +68,7 @@ def _score_digest(executor: Any, tokens: np.ndarray) -> str:
 
 
 def _greedy(engine: Engine, prompt: list[int]) -> dict[str, list[Any]]:
-    engine.add(1, prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=0))
+    engine.add(1, prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS), Scores(logprobs=0))
     tokens: list[int] = []
     logprobs: list[str] = []
     while engine.has_work:

@@ -16,7 +16,7 @@ from corral.executors.batch import Executor, StepResult
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Program
 from corral.models.table import build_program
-from corral.types import SamplingParams, TokenLogprob
+from corral.types import SamplingParams, Scores, TokenLogprob
 from corral.weights.gguf import open_gguf
 from corral.weights.gguf_source import GGUFSource
 
@@ -186,11 +186,10 @@ def test_engine_over_the_reference_continues_every_passage_side_by_side(
 ) -> None:
     """Chunked prefill, six sequences a step and preemption (the passages need more blocks than there are)."""
     goldens = list(load_goldens(model).values())
-    engine = Engine(reference, EngineOptions(frozenset(), program.context_length, program.vocab_size, 64))
+    engine = Engine(reference, EngineOptions(program.context_length, program.vocab_size, 64))
     for number, golden in enumerate(goldens):
-        engine.add(
-            number, golden.greedy_prompt.tolist(), SamplingParams(temperature=0, max_tokens=48, logprobs=2)
-        )
+        params = SamplingParams(temperature=0, max_tokens=48)
+        engine.add(number, golden.greedy_prompt.tolist(), params, Scores(logprobs=2))
     said: list[list[TokenLogprob]] = [[] for _ in goldens]
     while engine.has_work:
         for output in engine.step():

@@ -462,7 +462,7 @@ def test_real_engine_is_killed_and_comes_back_with_the_next_lease(model_path):
     async def scenario():
         settings = Settings(kv_cache=KV, memory_budget=1 << 30, batch_tokens=64, max_sequences=4)
         pool = Pool(Shelf(model_path, "a"), settings, start)
-        params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+        params = SamplingParams(temperature=0, max_tokens=4)
         try:
             async with pool.lease("a") as model:
                 before = [

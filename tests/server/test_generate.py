@@ -4,7 +4,7 @@ import asyncio
 
 from corral.server.generate import Collected, generate
 from corral.server.generation import Generation
-from corral.types import SamplingParams
+from corral.types import Ending, SamplingParams
 from fake_engine import EOS, FakePool, FakeStore
 
 
@@ -25,6 +25,7 @@ def test_one_reply_keeps_the_seed_as_it_was_given() -> None:
 def test_tokens_that_end_a_reply_are_stop_tokens_unless_they_are_ignored() -> None:
     pool = FakePool(FakeStore("tiny"))
     for ignored in (False, True):
-        params = SamplingParams(stop_token_ids=(7,), ignore_eos=ignored, max_tokens=2)
-        asyncio.run(generate(pool, Generation("tiny", ("x",), params), Collected().take))
+        params = SamplingParams(stop_token_ids=(7,), max_tokens=2)
+        wanted = Generation("tiny", ("x",), params, Ending(ignore_eos=ignored))
+        asyncio.run(generate(pool, wanted, Collected().take))
     assert [params.stop_token_ids for _, params in pool.engine.seen] == [(7, EOS), (7,)]

@@ -87,13 +87,15 @@ def test_show_satisfies_the_real_client(real_file: LiveServer) -> None:
 
 def test_model_parameters_system_and_stop_apply_to_both_apis(real_file: LiveServer) -> None:
     messages = [{"role": "user", "content": "hi"}]
-    real_file.request("POST", "/api/chat", {"model": "tiny", "messages": messages, "stream": False})
-    real_file.request("POST", "/v1/chat/completions", {"model": "tiny", "messages": messages})
+    real_file.engine.script.text = 'Hello say "x"'
+    body = {"model": "tiny", "messages": messages, "stream": False}
+    ollama_reply = real_file.request("POST", "/api/chat", body)[1]
+    openai_reply = real_file.request("POST", "/v1/chat/completions", body)[1]
     (ollama_prompt, ollama_params), (openai_prompt, openai_params) = real_file.engine.seen
     assert ollama_prompt == openai_prompt
     assert b"system:be kind" in bytes(token for token in ollama_prompt if token < 256)
-    assert (ollama_params.temperature, ollama_params.stop) == (0.5, ("<|a|>", 'say "x"'))
-    assert (openai_params.temperature, openai_params.stop) == (1.0, ("<|a|>", 'say "x"'))
+    assert (ollama_params.temperature, openai_params.temperature) == (0.5, 1.0)
+    assert ollama_reply["message"]["content"] == openai_reply["choices"][0]["message"]["content"] == "Hello "
 
 
 def test_delete_unloads_first_and_then_is_404(server: LiveServer, client: ollama.Client) -> None:

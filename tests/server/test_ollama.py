@@ -98,7 +98,7 @@ def test_keep_alive_of_another_form_is_refused(steady: LiveServer, given: str) -
     assert (status, "keep_alive" in reply["error"]) == (400, True)
 
 
-def test_options_become_sampling_parameters(server: LiveServer) -> None:
+def test_options_become_sampling_parameters(server: LiveServer, script: Script) -> None:
     server.post("/api/generate", prompt="x", stream=False)
     defaults = server.engine.seen[0][1]
     assert (defaults.temperature, defaults.top_k, defaults.top_p, defaults.max_tokens) == (0.8, 40, 0.9, None)
@@ -109,7 +109,7 @@ def test_options_become_sampling_parameters(server: LiveServer) -> None:
         top_p=0.5,
         min_p=0.1,
         seed=7,
-        num_predict=3,
+        num_predict=9,
         num_ctx=100,
         repeat_penalty=1.2,
         repeat_last_n=-1,
@@ -121,10 +121,12 @@ def test_options_become_sampling_parameters(server: LiveServer) -> None:
         low_vram=False,
         unheard_of="x",
     )
-    server.post("/api/generate", prompt="x", options=options, stream=False)
+    script.text = "Hello #1"
+    _, reply = server.post("/api/generate", prompt="x", options=options, stream=False)
+    assert reply["response"] == "Hello "
     params = server.engine.seen[1][1]
     assert (params.temperature, params.top_k, params.top_p, params.min_p, params.seed) == (0, 0, 0.5, 0.1, 7)
-    assert (params.max_tokens, params.context, params.stop) == (3, 100, ("#",))
+    assert (params.max_tokens, params.context) == (9, 100)
     assert (params.repetition_penalty, params.penalty_window) == (1.2, -1)
 
 

@@ -145,7 +145,7 @@ def test_echo_of_every_child_is_scored_by_the_first(server: LiveServer) -> None:
         assert choice["text"] == "abHe"
         assert choice["logprobs"]["tokens"] == ["<bos>", "a", "b", "H", "e"]
         assert choice["logprobs"]["text_offset"][-2:] == [2, 3]
-    assert [params.prompt_logprobs for _, params in server.engine.seen] == [1, None]
+    assert [scores.prompt_logprobs for scores in server.engine.scored] == [1, None]
 
 
 def test_completion_logprobs_stream_equals_the_whole(server: LiveServer, script: Script) -> None:
@@ -178,23 +178,19 @@ def test_all_sampling_fields_reach_the_engine(server: LiveServer) -> None:
         frequency_penalty=1.5,
         logit_bias={"65": -100, "66": 2.5},
         seed=-3,
-        stop=["a", "b"],
+        stop=["rl", "b"],
         stop_token_ids=[33],
         ignore_eos=True,
         min_tokens=2,
-        max_completion_tokens=9,
+        max_completion_tokens=10,
     )
-    assert server.post("/v1/chat/completions", messages=CHAT, **fields)[0] == 200
+    status, reply = server.post("/v1/chat/completions", messages=CHAT, **fields)
+    assert (status, reply["choices"][0]["message"]["content"]) == (200, "Hello wo")
     params = server.engine.seen[0][1]
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.5, 0.6, 7, 0.05)
     assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.1, -1, 1.5)
-    assert (params.logit_bias, params.seed, params.stop) == ({65: -100, 66: 2.5}, -3, ("a", "b"))
-    assert (params.stop_token_ids, params.ignore_eos, params.min_tokens, params.max_tokens) == (
-        (33,),
-        True,
-        2,
-        9,
-    )
+    assert (params.logit_bias, params.seed) == ({65: -100, 66: 2.5}, -3)
+    assert (params.stop_token_ids, params.min_tokens, params.max_tokens) == ((33,), 2, 10)
     assert params.penalty_window is None
     server.post("/v1/chat/completions", messages=CHAT)
     params = server.engine.seen[1][1]

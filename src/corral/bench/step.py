@@ -67,7 +67,7 @@ def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int
 
 def _costs(engine: Engine, connection: socket.socket, users: int, prompt: int) -> StepCosts:
     choose = random.Random(users)
-    params = SamplingParams(temperature=0, max_tokens=engine.options.context_length - prompt, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=engine.options.context_length - prompt)
     for id in range(users):
         ids = [choose.randrange(10, engine.options.vocab_size) for _ in range(prompt)]
         engine.add(id, ids, params)

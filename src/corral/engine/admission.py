@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from corral.engine.protocol import MAX_FRAME
 from corral.errors import InvalidRequest, PromptTooLong
-from corral.types import SamplingParams
+from corral.types import NO_SCORES, SamplingParams, Scores
 
 # Bytes of a frame that one alternative takes at most; the token itself and its names take as much as three.
 _SCORE_BYTES = 16
@@ -24,15 +24,18 @@ class Limits:
         return min(self.context_length, params.context or self.context_length)
 
 
-def check_request(prompt: Sequence[int], params: SamplingParams, limits: Limits) -> None:
+def check_request(
+    prompt: Sequence[int], params: SamplingParams, limits: Limits, scores: Scores = NO_SCORES
+) -> None:
     """Raise InvalidRequest or PromptTooLong unless the engine can run this request."""
     if not prompt:
         raise InvalidRequest("the prompt is empty; send at least one token", "prompt")
     check_tokens("prompt", prompt, limits.vocab_size)
     check_tokens("logit_bias", tuple(params.logit_bias), limits.vocab_size)
+    check_tokens("stop_token_ids", params.stop_token_ids, limits.vocab_size)
     if params.seed is not None and not -(2**63) <= params.seed < 2**64:
         raise InvalidRequest("seed must fit in 64 bits", "seed")
-    _check_scores(len(prompt), params.prompt_logprobs)
+    _check_scores(len(prompt), scores.prompt_logprobs)
     replies = params.max_tokens != 0
     context = limits.context_of(params)
     if len(prompt) + replies > context:

@@ -57,7 +57,7 @@ class BatchArrays:
             p.repetition_penalty,
             p.presence_penalty,
             p.frequency_penalty,
-            _or_none(p.logprobs),
+            _or_none(request.scores.logprobs),
             -1,
             0,
             request.seed,
@@ -135,7 +135,7 @@ class BatchArrays:
         for scored in rows.scored:
             request, span = scored.request, slice(scored.first, scored.first + scored.count)
             columns["target"][span] = [request.prompt[index] for index in rows.indexes[span]]
-            columns["logprobs"][span] = request.params.prompt_logprobs
+            columns["logprobs"][span] = request.scores.prompt_logprobs
         return SamplingRows(columns, _penalties(rows), _bias(rows))
 
 

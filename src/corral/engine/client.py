@@ -5,7 +5,7 @@ import itertools
 import logging
 import signal
 from array import array
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Self
 
 import msgspec
@@ -27,7 +27,7 @@ from corral.engine.protocol import (
 )
 from corral.engine.wire import HEADER, BadFrame, decode_from_engine, encode_frame, frame_length
 from corral.errors import EngineFailed, Overloaded
-from corral.types import SamplingParams
+from corral.types import NO_SCORES, SamplingParams, Scores
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,9 @@ class EngineClient:
             return False
         return not self._takers or asyncio.get_running_loop().time() - self._last_frame < within
 
-    def submit(self, prompt: list[int], params: SamplingParams, take: Take) -> int:
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, take: Take, scores: Scores = NO_SCORES
+    ) -> int:
         """Start a request; its id. `take`, which must not raise, is given its outputs as they come, the last
         one with `finish`, or EngineFailed.
 
@@ -103,9 +105,9 @@ class EngineClient:
             raise EngineFailed(self._ended)
         if len(self._takers) >= self.spec.max_queue:
             raise Overloaded(f"{len(self._takers)} requests are waiting or running; try again later")
-        check_request(prompt, params, self._limits)
+        check_request(prompt, params, self._limits, scores)
         id = next(self._ids)
-        frame = encode_frame(Add(id, array("i", prompt).tobytes(), params))
+        frame = encode_frame(Add(id, array("i", prompt).tobytes(), params, scores))
         self._takers[id] = take
         self._write(frame)
         self._watch()

@@ -12,7 +12,7 @@ from corral.engine.scheduler import Plan, Scheduler
 from corral.engine.tables import BlockTables
 from corral.errors import Overloaded
 from corral.executors.batch import Executor, StepResult
-from corral.types import BLOCK_SIZE, FinishReason, SamplingParams, TokenLogprob
+from corral.types import BLOCK_SIZE, NO_SCORES, FinishReason, SamplingParams, Scores, TokenLogprob
 
 _BAD_ROW = "the model's output for this request is not a number; its weights or this input are faulty"
 
@@ -49,12 +49,12 @@ class Engine:
         # Seconds spent in each part of all steps so far; the worker adds its own part, "send".
         self.phases = dict.fromkeys(("schedule", "pack", "executor", "finish", "send"), 0.0)
 
-    def add(self, id: int, prompt: list[int], params: SamplingParams) -> None:
+    def add(self, id: int, prompt: list[int], params: SamplingParams, scores: Scores = NO_SCORES) -> None:
         """Queue a request; raises Overloaded, or what `check_request` raises."""
         if len(self._requests) >= self.options.max_queue:
             raise Overloaded(f"{len(self._requests)} requests are waiting or running; try again later")
-        check_request(prompt, params, self.limits)
-        request = Request(id, prompt, params, self.limits)
+        check_request(prompt, params, self.limits, scores)
+        request = Request(id, prompt, params, scores, self.limits)
         if request.sequence.tokens and (request.replies or request.scoring):
             self._requests[id] = request
             self.scheduler.add(request.sequence)
@@ -158,7 +158,7 @@ class Engine:
         return outputs
 
     def _take_scores(self, scored: Scored, tokens: list[int], result: StepResult) -> Output | None:
-        request, wanted = scored.request, scored.request.params.prompt_logprobs or 0
+        request, wanted = scored.request, scored.request.scores.prompt_logprobs or 0
         for row in range(scored.first, scored.first + scored.count):
             if tokens[row] < 0:
                 return self._fail(request, _BAD_ROW)
@@ -186,7 +186,7 @@ class Engine:
             self._accepted += len(taken) - 1
             self.scheduler.settle(request.sequence, len(taken) - 1)
             self._arrays.settle(request)
-        wanted = request.params.logprobs
+        wanted = request.scores.logprobs
         logprobs = []
         if wanted is not None:
             logprobs = [_logprob(result, at, token, wanted) for at, token in enumerate(taken, row)]

@@ -6,7 +6,7 @@ step. A frame longer than MAX_FRAME ends the connection. Nothing on this socket 
 
 import msgspec
 
-from corral.types import FinishReason, SamplingParams, SequenceStats, TokenLogprob
+from corral.types import NO_SCORES, FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
 
 MAX_FRAME = 64 * 2**20
 
@@ -31,6 +31,7 @@ class Add(msgspec.Struct, frozen=True, tag="add"):
     id: int
     prompt: bytes
     params: SamplingParams
+    scores: Scores = NO_SCORES
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

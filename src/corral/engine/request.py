@@ -10,16 +10,16 @@ from corral.engine.drafts import Drafts
 from corral.engine.penalties import PenaltyCounts, wants_penalties
 from corral.engine.sequence import Sequence
 from corral.executors.batch import F32, I32
-from corral.types import FinishReason, SamplingParams, SequenceStats, TokenLogprob
+from corral.types import FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
 
 
 class Request:
     """Everything that the engine keeps for one request."""
 
-    def __init__(self, id: int, prompt: list[int], params: SamplingParams, limits: Limits):
+    def __init__(self, id: int, prompt: list[int], params: SamplingParams, scores: Scores, limits: Limits):
         # What every step looks at comes first, so that it lies together.
         self.id = id
-        self.scoring = params.prompt_logprobs is not None
+        self.scoring = scores.prompt_logprobs is not None
         self.replies = params.max_tokens != 0
         # The last prompt token is computed for the sake of the first reply token only.
         tokens = prompt.copy() if self.replies else prompt[:-1]
@@ -31,7 +31,7 @@ class Request:
         self.penalties = PenaltyCounts(tokens, params.penalty_window) if wants_penalties(params) else None
         self.biased = bool(params.logit_bias or params.min_tokens)
         self.started = self.first = self.last = 0
-        self.params = params
+        self.params, self.scores = params, scores
         self.prompt = prompt
         self.seed = random.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
         self.drafts = Drafts(tokens) if self.replies else None

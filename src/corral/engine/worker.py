@@ -111,7 +111,7 @@ def _take(engine: Engine, message: Add | Cancel) -> list[Output]:
     match message:
         case Add():
             try:
-                engine.add(message.id, array("i", message.prompt).tolist(), message.params)
+                engine.add(message.id, array("i", message.prompt).tolist(), message.params, message.scores)
             except CorralError as error:
                 return [Output(id=message.id, finish=FinishReason.ERROR, error=str(error))]
         case Cancel():

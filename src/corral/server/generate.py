@@ -6,7 +6,7 @@ A token's way back has no task and no queue in it: the engine's client calls a r
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from corral.engine.protocol import Output
 from corral.errors import EngineFailed
@@ -14,7 +14,7 @@ from corral.pool.pool import LoadedModel, Pool
 from corral.server.generation import Delta, Event, Finished, Generation, Started, TokenisedPrompt
 from corral.server.prompts import read_prompts
 from corral.server.reply import PromptScores, Reply
-from corral.types import SamplingParams
+from corral.types import SamplingParams, Scores
 
 Emit = Callable[[Event], None]
 
@@ -113,14 +113,12 @@ class _Run:
         generation, model = runs.generation, runs.model
         self.runs, self.prompt, self.scores = runs, prompt, scores
         self.engine = model.engine
-        self.params = _child_params(params, model.tokenizer.eos_ids, generation.echo, place[1])
+        index, child = place[0] * generation.n + place[1], place[1]
+        self.params = _with_seed_of(child, params)
+        # The first child has the prompt's scores, for all of them.
+        self.wanted = Scores(generation.scores.logprobs) if child else generation.scores
         self.reply = Reply(
-            place[0] * generation.n + place[1],
-            model.tokenizer,
-            self.params,
-            skip_special=generation.skip_special,
-            prompt_tokens=len(prompt.ids),
-            begun=runs.begun_ns,
+            index, model.tokenizer, generation, params, prompt_tokens=len(prompt.ids), begun=runs.begun_ns
         )
         self.to_echo = generation.echo
         self.followers: Sequence[_Run] = ()
@@ -128,7 +126,7 @@ class _Run:
 
     def start(self) -> None:
         """Queue it."""
-        self.id = self.engine.submit(list(self.prompt.ids), self.params, self.take)
+        self.id = self.engine.submit(self.prompt.ids, self.params, self.take, self.wanted)
 
     def cancel(self) -> None:
         """End it before its time."""
@@ -163,15 +161,11 @@ class _Run:
             self.runs.finish(self)
 
 
-def _child_params(params: SamplingParams, ends: Iterable[int], echo: bool, child: int) -> SamplingParams:
-    """Children differ by their seed; the prompt is scored by the first one only. `ends` are tokens that end
-    a reply: the tokeniser knows them, and the engine has none."""
-    seed = params.seed
-    if seed is not None and child:
-        seed = (seed + child) % 2**64
-    scored = params.logprobs if echo and child == 0 else None
-    stops = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *sorted(ends))
-    return dataclasses.replace(params, seed=seed, prompt_logprobs=scored, stop_token_ids=stops)
+def _with_seed_of(child: int, params: SamplingParams) -> SamplingParams:
+    """Parameters of a prompt's reply number `child`: each has a seed of its own, counted from the request's."""
+    if params.seed is None or not child:
+        return params
+    return dataclasses.replace(params, seed=(params.seed + child) % 2**64)
 
 
 class Collected:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from corral.store.local import StoredModel
-from corral.types import FinishReason, SamplingParams, SequenceStats
+from corral.types import NO_SCORES, Ending, FinishReason, SamplingParams, Scores, SequenceStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,7 @@ class Conversation:
     """Messages for the model's chat template, after the tokens of an earlier exchange."""
 
     messages: tuple[Mapping[str, str], ...]
-    context: tuple[int, ...] = ()
+    context: Sequence[int] = ()
 
 
 def with_system(messages: Sequence[Mapping[str, str]], system: str) -> tuple[Mapping[str, str], ...]:
@@ -23,7 +23,7 @@ def with_system(messages: Sequence[Mapping[str, str]], system: str) -> tuple[Map
 
 
 # Raw text (special text in it counts as such), token ids as they are, or messages for the chat template.
-Prompt = str | tuple[int, ...] | Conversation
+Prompt = str | list[int] | Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Generation:
     model: str | StoredModel  # by name, it is looked up once more
     prompts: tuple[Prompt, ...]
     params: SamplingParams
+    ending: Ending = Ending()
+    scores: Scores = NO_SCORES  # of the prompt too where the first reply to each is to bring them
     n: int = 1
     echo: bool = False  # each reply begins with its prompt
     shrink_to_fit: bool = False  # max_tokens is the API's default: lower it to what the context leaves
@@ -66,7 +68,7 @@ class ScoredToken:
 class TokenisedPrompt:
     """A prompt as the engine gets it."""
 
-    ids: tuple[int, ...]
+    ids: Sequence[int]
     text: str = ""  # only where it is to be echoed
     dropped: int = 0  # tokens cut away to fit the context
 
@@ -95,7 +97,7 @@ class Finished:
     index: int
     reason: FinishReason
     stats: SequenceStats
-    ids: tuple[int, ...] = ()  # the reply's tokens
+    ids: Sequence[int] = ()  # the reply's tokens
     total_ns: int = 0  # since the request began
 
 

@@ -20,43 +20,45 @@ BYTES_PER_TOKEN = 16
 async def read_prompts(
     model: LoadedModel, generation: Generation, default_context: int
 ) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
-    """Tokenise every prompt on a thread, and settle the context and the number of tokens to generate."""
-    info = model.info
-    wanted = generation.params.context or default_context or info.context_length
-    params = dataclasses.replace(generation.params, context=min(wanted, info.context_length, info.kv_tokens))
-    reader = _Reader(model, generation, params)
-    return await asyncio.to_thread(reader.read_all)
+    """Tokenise every prompt on a thread; these, and the request's parameters as the engine gets them.
+
+    default_context: the operator's, in tokens, for a request that names none; 0 = the model's own.
+    """
+    return await asyncio.to_thread(_Reader(model, generation, default_context).read_all)
 
 
 class _Reader:
     """Reads one request's prompts; everything here runs on a worker thread."""
 
-    def __init__(self, model: LoadedModel, generation: Generation, params: SamplingParams):
-        self.model, self.generation, self.params = model, generation, params
-        self.context = params.context or model.info.context_length
+    def __init__(self, model: LoadedModel, generation: Generation, default_context: int):
+        self.model, self.generation = model, generation
+        wanted = generation.params.context or default_context or model.info.context_length
+        self.context = min(wanted, model.info.context_length, model.info.kv_tokens)
         conversation = any(isinstance(prompt, Conversation) for prompt in generation.prompts)
         self.field = "messages" if conversation else "prompt"
         small_cache = self.context == model.info.kv_tokens < model.info.context_length
         self.limit = " (all that its KV cache holds; CORRAL_KV_CACHE sets that)" if small_cache else ""
 
     def read_all(self) -> tuple[tuple[TokenisedPrompt, ...], SamplingParams]:
-        params = self.params
-        self._check_ids("logit_bias", tuple(params.logit_bias))
-        self._check_ids("stop_token_ids", params.stop_token_ids)
         prompts = tuple(self._read(prompt) for prompt in self.generation.prompts)
-        if self.generation.shrink_to_fit and params.max_tokens is not None:
-            room = self.context - max(len(prompt.ids) for prompt in prompts)
-            params = dataclasses.replace(params, max_tokens=min(params.max_tokens, room))
-        return prompts, params
+        return prompts, self._engine_params(max(len(prompt.ids) for prompt in prompts))
+
+    def _engine_params(self, longest: int) -> SamplingParams:
+        """With the context decided, the reply's length where it is to fit, and the tokens that end a reply:
+        the tokeniser knows them, and the engine has none."""
+        params, max_tokens = self.generation.params, self.generation.params.max_tokens
+        if self.generation.shrink_to_fit and max_tokens is not None:
+            max_tokens = min(max_tokens, self.context - longest)
+        ends = () if self.generation.ending.ignore_eos else sorted(self.model.tokenizer.eos_ids)
+        stops = (*params.stop_token_ids, *ends)
+        return dataclasses.replace(params, context=self.context, max_tokens=max_tokens, stop_token_ids=stops)
 
     def _read(self, prompt: Prompt) -> TokenisedPrompt:
-        if isinstance(prompt, tuple):
-            self._check_ids("prompt", prompt)
-            return self._fit(
-                TokenisedPrompt(prompt, self._decode(prompt) if self.generation.echo else ""), None
-            )
+        if isinstance(prompt, list):
+            text = self._decode(prompt) if self.generation.echo else ""
+            return self._fit(TokenisedPrompt(prompt, text), None)
         if isinstance(prompt, Conversation):
-            self._check_ids("context", prompt.context)
+            check_tokens("context", prompt.context, self.model.tokenizer.vocab_size)
             return self._fit(*self._read_conversation(prompt))
         text = self._within_bytes(prompt)
         ids = self._encode(text)
@@ -64,14 +66,14 @@ class _Reader:
 
     # Token ids
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def _encode(self, text: str) -> list[int]:
         tokenizer = self.model.tokenizer
         add_bos = self.generation.add_bos and tokenizer.add_bos
-        ids = tuple(tokenizer.encode(text, special=True, add_bos=add_bos))
-        if add_bos and ids[:2] == (tokenizer.bos_id, tokenizer.bos_id):
-            ids = ids[1:]  # the text brought its own
+        ids = tokenizer.encode(text, special=True, add_bos=add_bos)
+        if add_bos and ids[:2] == [tokenizer.bos_id, tokenizer.bos_id]:
+            del ids[0]  # the text brought its own
         if not ids and tokenizer.bos_id is not None and tokenizer.bos_id >= 0:
-            ids = (tokenizer.bos_id,)
+            ids = [tokenizer.bos_id]
         if not ids:
             raise InvalidRequest("prompt must not be empty", "prompt")
         return ids
@@ -80,19 +82,16 @@ class _Reader:
         tokenizer = self.model.tokenizer
         return b"".join(tokenizer.token_bytes(token) for token in ids).decode("utf-8", "replace")
 
-    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
-        check_tokens(field, ids, self.model.tokenizer.vocab_size)
-
-    def _render(self, conversation: Conversation) -> tuple[int, ...]:
+    def _render(self, conversation: Conversation) -> list[int]:
         template = self.model.template
         system = any(message["role"] == "system" for message in conversation.messages)
         if system and not template.supports_system:
             raise InvalidRequest("the model's chat template has no place for a system message", "messages")
-        ids = tuple(template.encode(conversation.messages))
-        bos = self.model.tokenizer.bos_id
-        if conversation.context and ids[:1] == (bos,):
-            ids = ids[1:]  # the earlier exchange has it already
-        return conversation.context + ids
+        ids = template.encode(conversation.messages)
+        if conversation.context:
+            repeated = ids[:1] == [self.model.tokenizer.bos_id]  # the earlier exchange has it already
+            ids[: int(repeated)] = conversation.context
+        return ids
 
     # Length
 
@@ -107,7 +106,7 @@ class _Reader:
 
     def _read_conversation(
         self, conversation: Conversation
-    ) -> tuple[TokenisedPrompt, Callable[[], tuple[int, ...]] | None]:
+    ) -> tuple[TokenisedPrompt, Callable[[], list[int]]]:
         size = sum(len(message["content"].encode()) for message in conversation.messages)
         if size > BYTES_PER_TOKEN * self.context:
             if not self.generation.overflow.cut:
@@ -127,7 +126,7 @@ class _Reader:
                 kept.append({**message, "content": text})
         return Conversation(tuple(reversed(kept)), conversation.context)
 
-    def _drop_messages(self, conversation: Conversation) -> tuple[int, ...]:
+    def _drop_messages(self, conversation: Conversation) -> list[int]:
         """Leave out the fewest of the oldest messages; system messages and the last one always stay.
         What remains does not begin with a reply, which many templates refuse."""
         messages = conversation.messages
@@ -147,9 +146,9 @@ class _Reader:
     def _too_long(self, length: int, wanted: int = 0) -> PromptTooLong:
         return PromptTooLong(length, self.context, wanted, param=self.field, limit=self.limit)
 
-    def _fit(self, prompt: TokenisedPrompt, shorten: Callable[[], tuple[int, ...]] | None) -> TokenisedPrompt:
+    def _fit(self, prompt: TokenisedPrompt, shorten: Callable[[], list[int]] | None) -> TokenisedPrompt:
         overflow, length = self.generation.overflow, len(prompt.ids)
-        wanted = self.params.max_tokens
+        wanted = self.generation.params.max_tokens
         if not overflow.cut:
             explicit = wanted is not None and not self.generation.shrink_to_fit
             need = (wanted or 0) if explicit else 1
@@ -167,12 +166,12 @@ class _Reader:
         return dataclasses.replace(prompt, ids=ids, dropped=length - len(ids))
 
 
-def cut_middle(ids: tuple[int, ...], context: int, keep: int) -> tuple[int, ...]:
+def cut_middle(ids: Sequence[int], context: int, keep: int) -> list[int]:
     """Keep the first `keep` tokens and as much of the end as leaves half of the rest of the context free."""
     keep = max(0, min(keep, context // 2))
     left = max(context - max((context - keep) // 2, 1), 1)
     tail = max(left - keep, 0)
-    return ids[: min(keep, left)] + ids[len(ids) - tail :]
+    return [*ids[: min(keep, left)], *ids[len(ids) - tail :]]
 
 
 def _without(conversation: Conversation, dropped: Sequence[int]) -> Conversation:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from corral.engine.protocol import Output
-from corral.server.generation import Delta, Event, Finished, ScoredToken, TokenisedPrompt
+from corral.server.generation import Delta, Event, Finished, Generation, ScoredToken, TokenisedPrompt
 from corral.text.detokenizer import Detokenizer
 from corral.text.stop import StopMatcher
 from corral.text.tokenizer import Tokenizer
@@ -30,21 +30,22 @@ class Reply:
         self,
         index: int,
         tokenizer: Tokenizer,
+        generation: Generation,
         params: SamplingParams,
         *,
-        skip_special: bool = True,
-        prompt_tokens: int = 0,
-        begun: int = 0,
+        prompt_tokens: int,
+        begun: int,
     ):
-        self.index, self.tokenizer, self.params = index, tokenizer, params
+        self.index, self.tokenizer = index, tokenizer
+        self.min_tokens, self.scored = params.min_tokens, generation.scores.logprobs is not None
         self.prompt_tokens = prompt_tokens
-        self.detokenizer = Detokenizer(tokenizer, skip_special=skip_special)
-        self.stop = StopMatcher(params.stop) if params.stop else None
+        self.detokenizer = Detokenizer(tokenizer, skip_special=generation.skip_special)
+        self.stop = StopMatcher(generation.ending.stop) if generation.ending.stop else None
         self.finished = False
         self.ids: list[int] = []
         self.length = 0  # characters detokenised, the echoed prompt included
         self.stats = SequenceStats()
-        self.plain = self.stop is None and params.logprobs is None
+        self.plain = self.stop is None and not self.scored
         self.asked = begun  # when the request came, on perf_counter_ns's clock
         self.begun = time.perf_counter_ns()
         self.first = 0
@@ -83,7 +84,7 @@ class Reply:
         text, scored = "", []
         for place, token in enumerate(output.tokens):
             self.ids.append(token)
-            if self.params.logprobs is not None and not self._ends_silently(output, place):
+            if self.scored and not self._ends_silently(output, place):
                 score = output.logprobs[place] if place < len(output.logprobs) else None
                 scored.append(self._scored(token, score, self.length))
             piece = self.detokenizer.push([token])
@@ -100,7 +101,7 @@ class Reply:
         return last and self.tokenizer.is_special(output.tokens[place])
 
     def _until_stop(self, piece: str) -> tuple[str, bool]:
-        if self.stop is None or len(self.ids) < self.params.min_tokens:
+        if self.stop is None or len(self.ids) < self.min_tokens:
             return piece, False
         return self.stop.push(piece)
 
@@ -122,7 +123,7 @@ class Reply:
         reason = FinishReason.STOP if stopped else output.finish or FinishReason.STOP
         now, known = time.perf_counter_ns(), self.stats
         if output.finish is not None and output.stats is not None and not stopped:
-            return Finished(self.index, reason, output.stats, tuple(self.ids), now - self.asked)
+            return Finished(self.index, reason, output.stats, self.ids, now - self.asked)
         stats = SequenceStats(
             prompt_tokens=self.prompt_tokens,
             cached_tokens=known.cached_tokens,
@@ -131,4 +132,4 @@ class Reply:
             prefill_ns=known.prefill_ns or self.first - self.begun,
             decode_ns=now - self.first,
         )
-        return Finished(self.index, reason, stats, tuple(self.ids), now - self.asked)
+        return Finished(self.index, reason, stats, self.ids, now - self.asked)

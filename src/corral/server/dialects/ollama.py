@@ -15,7 +15,7 @@ from corral.server.service import Service
 from corral.server.wire import decode
 from corral.server.work import Work, single
 from corral.store.local import StoredModel
-from corral.types import MAX_TOP_LOGPROBS
+from corral.types import MAX_TOP_LOGPROBS, Scores
 
 ROLES = ("system", "user", "assistant")
 
@@ -59,12 +59,13 @@ class OllamaText:
         return self._answer(wire, self._generation(wire, stored, conversation), reply)
 
     def _generation(self, wire: Generating, stored: StoredModel, prompt: Prompt) -> Generation:
-        logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
-        options = read_options(stored.params, wire.options, logprobs)
+        options = read_options(stored.params, wire.options)
         return Generation(
             model=stored,
             prompts=(prompt,),
             params=options.params,
+            ending=options.ending,
+            scores=Scores((wire.top_logprobs or 0) if wire.logprobs else None),
             overflow=Overflow(
                 cut=wire.truncate is not False, shift=wire.shift is not False, keep=options.num_keep
             ),
@@ -123,7 +124,7 @@ def _prompt(wire: GenerateRequest, stored: StoredModel) -> Prompt:
     system = stored.system if wire.system is None else wire.system
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    return Conversation(tuple(messages), tuple(wire.context or ()))
+    return Conversation(tuple(messages), wire.context or ())
 
 
 def _message(message: Message, place: int) -> dict[str, Any]:

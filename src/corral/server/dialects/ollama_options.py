@@ -6,7 +6,7 @@ from typing import Any
 
 from corral.config import parse_duration
 from corral.errors import InvalidRequest
-from corral.types import SamplingParams
+from corral.types import Ending, SamplingParams
 
 # Every option of Ollama's: its type, and its default where the reply depends on it.
 OPTIONS: dict[str, tuple[str, Any]] = {
@@ -42,12 +42,11 @@ class Options:
     """The options that bear on a reply."""
 
     params: SamplingParams
+    ending: Ending
     num_keep: int
 
 
-def read_options(
-    model_params: Mapping[str, Any], request: Mapping[str, Any] | None, logprobs: int | None = None
-) -> Options:
+def read_options(model_params: Mapping[str, Any], request: Mapping[str, Any] | None) -> Options:
     """Merge and convert; InvalidRequest names a wrong type or range in Ollama's words."""
     values = {name: default for name, (_, default) in OPTIONS.items()}
     for source in (model_params, request or {}):
@@ -58,13 +57,15 @@ def read_options(
         raise InvalidRequest(
             'option "typical_p" is not supported yet; leave it out or set it to 1', "typical_p"
         )
-    params = dataclasses.replace(_params(values), logprobs=logprobs)
+    params = _params(values)
+    ending = Ending(tuple(text for text in values["stop"] if text))
     try:
         params.validate()
+        ending.validate()
     except InvalidRequest as error:
         name = _OLLAMA_NAMES.get(error.param or "", error.param or "")
         raise InvalidRequest(str(error).replace(error.param or "", name), name) from None
-    return Options(params, values["num_keep"])
+    return Options(params, ending, values["num_keep"])
 
 
 def _params(values: Mapping[str, Any]) -> SamplingParams:
@@ -84,7 +85,6 @@ def _params(values: Mapping[str, Any]) -> SamplingParams:
         top_p=values["top_p"],
         min_p=values["min_p"],
         seed=None if values["seed"] == -1 else values["seed"],
-        stop=tuple(text for text in values["stop"] if text),
         max_tokens=predict if predict >= 0 else None,
         context=values["num_ctx"] or None,
         **(penalties if window else {}),

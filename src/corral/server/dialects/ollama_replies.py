@@ -71,7 +71,7 @@ class OllamaReply:
 
     def _summary(self, started: Started, finished: Finished) -> dict[str, Any]:
         stats, prompt = finished.stats, started.prompts[0]
-        context = list(prompt.ids + finished.ids) if self.context else None
+        context = [*prompt.ids, *finished.ids] if self.context else None
         return {
             "done": True,
             "done_reason": finished.reason.value,

@@ -8,7 +8,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from corral.errors import InvalidRequest
-from corral.server.dialects.openai_checks import chat_params, check, completion_params
+from corral.server.dialects.openai_checks import (
+    chat_params,
+    chat_scores,
+    check,
+    completion_params,
+    completion_scores,
+    read_ending,
+)
 from corral.server.dialects.openai_replies import ChatReply, CompletionReply
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Message
 from corral.server.generation import Conversation, Generation, Prompt, with_system
@@ -58,6 +65,8 @@ class OpenAI:
             model=stored,
             prompts=prompts,
             params=completion_params(wire, stored.params),
+            ending=read_ending(wire, stored.params),
+            scores=completion_scores(wire),
             n=wire.n or 1,
             echo=bool(wire.echo),
             shrink_to_fit=wire.max_tokens is None,
@@ -78,6 +87,8 @@ class OpenAI:
             model=stored,
             prompts=(Conversation(with_system(messages, stored.system)),),
             params=chat_params(wire, stored.params),
+            ending=read_ending(wire, stored.params),
+            scores=chat_scores(wire),
             n=wire.n or 1,
             skip_special=wire.skip_special_tokens is not False,
         )
@@ -94,13 +105,13 @@ def read_prompts(wire: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
     ids = [item for item in wire if isinstance(item, int)]
     lists = [item for item in wire if isinstance(item, list)]
     if len(ids) == len(wire):
-        return (tuple(ids),)
+        return (ids,)
     if len(wire) > MAX_PROMPTS:
         raise InvalidRequest(f"prompt takes at most {MAX_PROMPTS} prompts, got {len(wire)}", "prompt")
     if len(texts) == len(wire):
         return tuple(texts)
     if len(lists) == len(wire) and all(lists):
-        return tuple(tuple(item) for item in lists)
+        return tuple(lists)
     raise InvalidRequest("prompt must be a text, a list of token ids, or a list of either", "prompt")
 
 

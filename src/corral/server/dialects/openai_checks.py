@@ -5,7 +5,7 @@ from typing import Any
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Sampling
-from corral.types import MAX_TOP_LOGPROBS, SamplingParams
+from corral.types import MAX_TOP_LOGPROBS, Ending, SamplingParams, Scores
 
 MAX_N = 8
 DEFAULT_COMPLETION_TOKENS = 16
@@ -59,13 +59,10 @@ def check(wire: Sampling) -> None:
 
 def chat_params(wire: ChatRequest, defaults: Mapping[str, Any]) -> SamplingParams:
     """A chat's parameters: to the end of the context unless it says otherwise."""
-    if wire.top_logprobs is not None and not wire.logprobs:
-        raise InvalidRequest("top_logprobs is only allowed when logprobs is true", "top_logprobs")
     if wire.max_tokens is not None and wire.max_completion_tokens not in (None, wire.max_tokens):
         raise InvalidRequest("set max_completion_tokens or max_tokens, not both", "max_tokens")
     limit = wire.max_completion_tokens if wire.max_completion_tokens is not None else wire.max_tokens
-    logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
-    return _params(wire, defaults, limit, logprobs)
+    return _params(wire, defaults, limit)
 
 
 def completion_params(wire: CompletionRequest, defaults: Mapping[str, Any]) -> SamplingParams:
@@ -73,12 +70,33 @@ def completion_params(wire: CompletionRequest, defaults: Mapping[str, Any]) -> S
     if wire.best_of not in (None, wire.n or 1):
         raise InvalidRequest("best_of other than n is not supported yet", "best_of")
     limit = DEFAULT_COMPLETION_TOKENS if wire.max_tokens is None else wire.max_tokens
-    return _params(wire, defaults, limit, wire.logprobs)
+    return _params(wire, defaults, limit)
 
 
-def _params(
-    wire: Sampling, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None
-) -> SamplingParams:
+def chat_scores(wire: ChatRequest) -> Scores:
+    """A chat's log-probs: none unless `logprobs` is true."""
+    if wire.top_logprobs is not None and not wire.logprobs:
+        raise InvalidRequest("top_logprobs is only allowed when logprobs is true", "top_logprobs")
+    return Scores((wire.top_logprobs or 0) if wire.logprobs else None)
+
+
+def completion_scores(wire: CompletionRequest) -> Scores:
+    """A completion's log-probs: those of the prompt too where it is echoed."""
+    scores = Scores(wire.logprobs, wire.logprobs if wire.echo else None)
+    scores.validate()
+    return scores
+
+
+def read_ending(wire: Sampling, defaults: Mapping[str, Any]) -> Ending:
+    """What ends a reply: the request's stop strings, or else the model's own."""
+    given = wire.stop if wire.stop is not None else defaults.get("stop")
+    texts = [given] if isinstance(given, str) else given or []
+    ending = Ending(tuple(text for text in texts if isinstance(text, str)), bool(wire.ignore_eos))
+    ending.validate()
+    return ending
+
+
+def _params(wire: Sampling, defaults: Mapping[str, Any], max_tokens: int | None) -> SamplingParams:
     context = defaults.get("num_ctx")
     params = SamplingParams(
         temperature=_or(wire.temperature, 1.0),
@@ -90,12 +108,9 @@ def _params(
         frequency_penalty=_or(wire.frequency_penalty, 0.0),
         logit_bias=_logit_bias(wire.logit_bias or {}),
         seed=wire.seed,
-        stop=_stop(wire.stop if wire.stop is not None else defaults.get("stop")),
         stop_token_ids=tuple(wire.stop_token_ids or ()),
-        ignore_eos=bool(wire.ignore_eos),
         min_tokens=wire.min_tokens or 0,
         max_tokens=max_tokens,
-        logprobs=logprobs,
         context=context if isinstance(context, int) and context > 0 else None,
     )
     params.validate()
@@ -104,11 +119,6 @@ def _params(
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value or []
-    return tuple(text for text in texts if isinstance(text, str))
 
 
 def _logit_bias(wire: Mapping[str, float]) -> dict[int, float]:
