@@ -22,7 +22,7 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the engine chooses each next token, and after how many it ends. Neutral values switch a filter off."""
+    """How the engine chooses each next token, and when it ends. Neutral values switch a filter off."""
 
     temperature: float = 1.0  # 0 = greedy
     top_k: int = 0  # 0 = off
@@ -90,6 +90,7 @@ class Scores:
 
 
 NO_SCORES = Scores()
+PLAIN_ENDING = Ending()
 
 
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:

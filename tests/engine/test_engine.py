@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from corral.engine.engine import Engine, EngineOptions
 from corral.engine.pace import LEAST_READING
-from corral.errors import InvalidRequest, Overloaded, PromptTooLong
+from corral.errors import InvalidRequest, PromptTooLong
 from corral.types import FinishReason, SamplingParams, Scores
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -194,16 +194,6 @@ def test_request_that_cannot_run_is_refused_and_the_engine_goes_on(prompt, param
         engine.add(1, prompt, params)
     assert not engine.has_work
     assert tokens_of(run(engine, {1: ([1], GREEDY)})[1]) == next_tokens([1], 8)
-
-
-def test_queue_full_is_refused():
-    engine = make(max_queue=2)
-    engine.add(1, [1], GREEDY)
-    engine.add(2, [1], GREEDY)
-    with pytest.raises(Overloaded):
-        engine.add(3, [1], GREEDY)
-    engine.cancel(1)
-    engine.add(3, [1], GREEDY)
 
 
 def test_cancel_frees_the_blocks_and_gives_no_more_output():

@@ -10,7 +10,6 @@ from corral.engine.protocol import Load, Output
 from corral.engine.request import Request
 from corral.engine.scheduler import Plan, Scheduler
 from corral.engine.tables import BlockTables
-from corral.errors import Overloaded
 from corral.executors.batch import Executor, StepResult
 from corral.types import BLOCK_SIZE, NO_SCORES, FinishReason, SamplingParams, Scores, TokenLogprob
 
@@ -25,7 +24,6 @@ class EngineOptions:
     vocab_size: int
     batch_tokens: int = 256
     max_sequences: int = 64
-    max_queue: int = 512
     drafts: bool = True  # guess tokens ahead where that pays
 
 
@@ -50,9 +48,7 @@ class Engine:
         self.phases = dict.fromkeys(("schedule", "pack", "executor", "finish", "send"), 0.0)
 
     def add(self, id: int, prompt: list[int], params: SamplingParams, scores: Scores = NO_SCORES) -> None:
-        """Queue a request; raises Overloaded, or what `check_request` raises."""
-        if len(self._requests) >= self.options.max_queue:
-            raise Overloaded(f"{len(self._requests)} requests are waiting or running; try again later")
+        """Queue a request; raises what `check_request` raises. The client sees to how many there are."""
         check_request(prompt, params, self.limits, scores)
         request = Request(id, prompt, params, scores, self.limits)
         if request.sequence.tokens and (request.replies or request.scoring):

@@ -39,7 +39,6 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
         vocab_size=program.vocab_size,
         batch_tokens=spec.batch_tokens,
         max_sequences=spec.max_sequences,
-        max_queue=spec.max_queue,
         drafts=spec.drafts,
     )
     engine = Engine(executor, options)

@@ -19,7 +19,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int
     max_sequences: int
     kv_bytes: int  # memory for the KV cache
-    max_queue: int = 512  # requests waiting or running
+    max_queue: int = 512  # requests waiting or running, which EngineClient counts
     drafts: bool = True  # guess tokens ahead where that pays
     isa: str = "auto"  # which native kernels: see config.ISAS
     executor: str = "native"  # a name in engine/load.py's table

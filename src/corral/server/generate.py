@@ -162,7 +162,7 @@ class _Run:
 
 
 def _with_seed_of(child: int, params: SamplingParams) -> SamplingParams:
-    """Parameters of a prompt's reply number `child`: each has a seed of its own, counted from the request's."""
+    """Parameters of a prompt's reply number `child`, whose seed is counted from the request's."""
     if params.seed is None or not child:
         return params
     return dataclasses.replace(params, seed=(params.seed + child) % 2**64)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from corral.store.local import StoredModel
-from corral.types import NO_SCORES, Ending, FinishReason, SamplingParams, Scores, SequenceStats
+from corral.types import NO_SCORES, PLAIN_ENDING, Ending, FinishReason, SamplingParams, Scores, SequenceStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Generation:
     model: str | StoredModel  # by name, it is looked up once more
     prompts: tuple[Prompt, ...]
     params: SamplingParams
-    ending: Ending = Ending()
+    ending: Ending = PLAIN_ENDING
     scores: Scores = NO_SCORES  # of the prompt too where the first reply to each is to bring them
     n: int = 1
     echo: bool = False  # each reply begins with its prompt
