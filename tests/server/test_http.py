@@ -1,12 +1,14 @@
 """What every route owes its callers: status codes, limits, hosts, origins, malformed bodies, disconnects."""
 
+import asyncio
 import contextlib
 import json
 import socket
 
 import pytest
-from live_server import MODEL, LiveServer
+from live_server import MODEL, LiveServer, Server
 
+from corral.server.work import OrderedSend
 from fake_engine import Script
 
 GENERATING = ["/api/generate", "/api/chat", "/v1/completions", "/v1/chat/completions"]
@@ -42,19 +44,19 @@ def message(path: str, reply: dict[str, object]) -> str:
         ("GET", "/api/tags/", 404),
     ],
 )
-def test_unknown_path_and_wrong_method(steady: LiveServer, method: str, path: str, status: int) -> None:
+def test_unknown_path_and_wrong_method(steady: Server, method: str, path: str, status: int) -> None:
     found, reply = steady.request(method, path, {} if method == "POST" else None)
     assert found == status
     assert message(path, reply)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_root_says_that_somebody_is_there(steady: LiveServer, method: str) -> None:
+def test_root_says_that_somebody_is_there(steady: Server, method: str) -> None:
     status, _, body = steady.raw(method, "/")
     assert (status, body) == (200, b"Ollama is running" if method == "GET" else b"")
 
 
-def test_version_is_numbers_and_at_least_0_32(server: LiveServer) -> None:
+def test_version_is_numbers_and_at_least_0_32(server: Server) -> None:
     version = server.request("GET", "/api/version")[1]["version"]
     assert [int(part) for part in version.split(".")] >= [0, 32, 0]
 
@@ -82,21 +84,21 @@ def test_version_is_numbers_and_at_least_0_32(server: LiveServer) -> None:
     ],
 )
 def test_malformed_body_is_400_and_names_what_is_wrong(
-    steady: LiveServer, path: str, body: bytes, named: str
+    steady: Server, path: str, body: bytes, named: str
 ) -> None:
     status, reply = steady.request("POST", path, body)
     assert status == 400, reply
     assert named in message(path, reply)
 
 
-def test_deeply_nested_options_are_400(server: LiveServer) -> None:
+def test_deeply_nested_options_are_400(server: Server) -> None:
     deep = b'{"model": "tiny", "prompt": "x", "options": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
     status, reply = server.request("POST", "/api/generate", deep)
     assert (status, reply) == (400, {"error": "the request body is nested too deeply"})
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_body_of_20_mb_is_413_and_the_server_goes_on(steady: LiveServer, path: str) -> None:
+def test_body_of_20_mb_is_413_and_the_server_goes_on(steady: Server, path: str) -> None:
     body = json.dumps({"model": MODEL, "prompt": "x" * 20_000_000}).encode()
     status, reply = steady.request("POST", path, body)
     assert status == 413
@@ -104,9 +106,9 @@ def test_body_of_20_mb_is_413_and_the_server_goes_on(steady: LiveServer, path: s
     assert steady.request("GET", "/health")[0] == 200
 
 
-def test_chunked_body_without_a_length_is_413_too(server: LiveServer) -> None:
+def test_chunked_body_without_a_length_is_413_too(live: LiveServer) -> None:
     head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with server.send(head) as connection:
+    with live.send(head) as connection:
         with contextlib.suppress(OSError):
             for _ in range(20):
                 connection.sendall(b"100000\r\n" + b" " * 0x100000 + b"\r\n")
@@ -134,7 +136,7 @@ def test_chunked_body_without_a_length_is_413_too(server: LiveServer) -> None:
         ("user@localhost", False),
     ],
 )
-def test_host_header_guards_a_loopback_server(steady: LiveServer, host: str, allowed: bool) -> None:
+def test_host_header_guards_a_loopback_server(steady: Server, host: str, allowed: bool) -> None:
     for path in ("/api/tags", "/v1/models", "/"):
         assert steady.request("GET", path, Host=host)[0] == (200 if allowed else 403)
 
@@ -151,7 +153,7 @@ def test_host_header_guards_a_loopback_server(steady: LiveServer, host: str, all
         ("null", False),
     ],
 )
-def test_origin_of_a_web_page_is_checked(steady: LiveServer, origin: str, allowed: bool) -> None:
+def test_origin_of_a_web_page_is_checked(steady: Server, origin: str, allowed: bool) -> None:
     status, headers, _ = steady.raw("GET", "/api/tags", Origin=origin)
     assert status == (200 if allowed else 403)
     assert headers.get("access-control-allow-origin") == (origin if allowed else None)
@@ -161,7 +163,7 @@ def test_origin_of_a_web_page_is_checked(steady: LiveServer, origin: str, allowe
     assert ("Authorization" in headers.get("access-control-allow-headers", "")) == allowed
 
 
-def test_bearer_key_is_ignored(server: LiveServer) -> None:
+def test_bearer_key_is_ignored(server: Server) -> None:
     assert server.request("GET", "/v1/models", Authorization="Bearer anything")[0] == 200
 
 
@@ -172,74 +174,72 @@ def request_bytes(path: str) -> bytes:
 
 @pytest.mark.parametrize("path", GENERATING)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_disconnect_while_sending_leaves_nothing(server: LiveServer, path: str, share: float) -> None:
+def test_disconnect_while_sending_leaves_nothing(live: LiveServer, path: str, share: float) -> None:
     data = request_bytes(path)
-    server.send(data[: int(len(data) * share)]).close()
-    assert server.request("GET", "/health")[0] == 200
-    server.wait_for(server.idle)
-    assert not server.engine.seen
+    live.send(data[: int(len(data) * share)]).close()
+    assert live.request("GET", "/health")[0] == 200
+    live.wait_for(live.idle)
+    assert not live.engine.seen
 
 
 @pytest.mark.parametrize("path", GENERATING)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_disconnect_while_the_model_loads_leaves_nothing(
-    server: LiveServer, path: str, streaming: bool
+    live: LiveServer, path: str, streaming: bool
 ) -> None:
-    server.pool.load_gate = server.gate()
-    connection = server.send(request_bytes(path) if streaming else plain_bytes(path))
-    server.wait_for(lambda: server.pool.waiting == 1)
+    live.pool.load_gate = live.gate()
+    connection = live.send(request_bytes(path) if streaming else plain_bytes(path))
+    live.wait_for(lambda: live.pool.waiting == 1)
     connection.close()
-    server.wait_for(server.idle)
-    assert not server.engine.seen
+    live.wait_for(live.idle)
+    assert not live.engine.seen
 
 
 @pytest.mark.parametrize("path", GENERATING)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_disconnect_before_the_first_token_cancels(
-    server: LiveServer, script: Script, path: str, streaming: bool
+    live: LiveServer, script: Script, path: str, streaming: bool
 ) -> None:
-    script.gate = server.gate()
-    connection = server.send(request_bytes(path) if streaming else plain_bytes(path))
-    server.wait_for(lambda: len(server.engine.running) == 1)
+    script.gate = live.gate()
+    connection = live.send(request_bytes(path) if streaming else plain_bytes(path))
+    live.wait_for(lambda: len(live.engine.running) == 1)
     connection.close()
-    server.wait_for(server.idle)
-    assert server.engine.cancelled == 1
+    live.wait_for(live.idle)
+    assert live.engine.cancelled == 1
 
 
 @pytest.mark.parametrize("path", GENERATING)
-def test_disconnect_in_mid_stream_cancels(server: LiveServer, script: Script, path: str) -> None:
+def test_disconnect_in_mid_stream_cancels(live: LiveServer, script: Script, path: str) -> None:
     script.endless, script.pause = True, 0.001
-    connection = server.send(request_bytes(path))
+    connection = live.send(request_bytes(path))
     received = b""
     while received.count(b"\n") < 20:
         received += connection.recv(4096)
     assert received.startswith(b"HTTP/1.1 200")
     connection.close()
-    server.wait_for(server.idle)
-    assert server.engine.cancelled == 1
+    live.wait_for(live.idle)
+    assert live.engine.cancelled == 1
 
 
-def test_disconnect_of_a_request_with_many_replies_cancels_them_all(
-    server: LiveServer, script: Script
-) -> None:
+def test_disconnect_of_a_request_with_many_replies_cancels_them_all(live: LiveServer, script: Script) -> None:
     script.endless, script.pause = True, 0.001
     body = json.dumps(BODIES["/v1/completions"] | {"n": 4, "prompt": ["a", "b"], "max_tokens": 10}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    connection = server.send(head.encode() + body)
-    server.wait_for(lambda: len(server.engine.running) == 8)
+    connection = live.send(head.encode() + body)
+    live.wait_for(lambda: len(live.engine.running) == 8)
     connection.close()
-    server.wait_for(server.idle)
-    assert server.engine.cancelled == 8
+    live.wait_for(live.idle)
+    assert live.engine.cancelled == 8
 
 
-def test_one_client_that_leaves_does_not_disturb_another(server: LiveServer, script: Script) -> None:
-    script.gate = server.gate()
-    leaving = server.send(request_bytes("/api/generate"))
-    staying = server.send(request_bytes("/api/generate"))
-    server.wait_for(lambda: len(server.engine.running) == 2)
+def test_one_client_that_leaves_does_not_disturb_another(live: LiveServer, script: Script) -> None:
+    script.gate = live.gate()
+    leaving = live.send(request_bytes("/api/generate"))
+    staying = live.send(request_bytes("/api/generate"))
+    live.wait_for(lambda: len(live.engine.running) == 2)
     leaving.close()
-    server.wait_for(lambda: len(server.engine.running) == 1)
-    server.do(script.gate.set)
+    live.wait_for(lambda: len(live.engine.running) == 1)
+    live.do(script.gate.set)
     received = b""
     while b'"done":true' not in received:
         received += staying.recv(4096)
@@ -251,9 +251,9 @@ def plain_bytes(path: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def test_stream_to_a_client_of_http_1_0_has_no_chunk_frames(server: LiveServer) -> None:
+def test_stream_to_a_client_of_http_1_0_has_no_chunk_frames(live: LiveServer) -> None:
     data = request_bytes("/api/generate").replace(b"HTTP/1.1", b"HTTP/1.0")
-    with server.send(data) as connection:
+    with live.send(data) as connection:
         received = b""
         while part := connection.recv(65536):
             received += part
@@ -262,8 +262,8 @@ def test_stream_to_a_client_of_http_1_0_has_no_chunk_frames(server: LiveServer) 
     assert json.loads(lines[-1])["done"]
 
 
-def test_pipelined_requests_are_all_answered(server: LiveServer) -> None:
-    with server.send(plain_bytes("/api/generate") * 3) as connection:
+def test_pipelined_requests_are_all_answered(live: LiveServer) -> None:
+    with live.send(plain_bytes("/api/generate") * 3) as connection:
         received = b""
         while received.count(b'"done":true') < 3:
             part = connection.recv(65536)
@@ -271,7 +271,7 @@ def test_pipelined_requests_are_all_answered(server: LiveServer) -> None:
             received += part
 
 
-def test_health_is_live_and_ready_tells_of_a_stuck_engine(server: LiveServer) -> None:
+def test_health_is_live_and_ready_tells_of_a_stuck_engine(server: Server) -> None:
     assert server.raw("GET", "/health")[0] == 200
     assert server.raw("GET", "/health/ready")[0] == 200
     server.post("/api/generate", prompt="x", stream=False)
@@ -286,7 +286,7 @@ def test_health_is_live_and_ready_tells_of_a_stuck_engine(server: LiveServer) ->
 
 
 @pytest.mark.parametrize("path", GENERATING)
-def test_draining_refuses_new_work_and_says_when_to_come_back(server: LiveServer, path: str) -> None:
+def test_draining_refuses_new_work_and_says_when_to_come_back(server: Server, path: str) -> None:
     server.do(lambda: setattr(server.drain, "draining", True))
     status, headers, body = server.raw("POST", path, BODIES[path])
     assert (status, headers["retry-after"]) == (503, "5")
@@ -296,25 +296,46 @@ def test_draining_refuses_new_work_and_says_when_to_come_back(server: LiveServer
 
 
 @pytest.mark.parametrize("path", GENERATING)
-def test_abort_ends_a_stream_with_an_error(server: LiveServer, script: Script, path: str) -> None:
+def test_abort_ends_a_stream_with_an_error(live: LiveServer, script: Script, path: str) -> None:
     script.endless, script.pause = True, 0.001
-    with server.send(request_bytes(path)) as connection:
+    with live.send(request_bytes(path)) as connection:
         received = b""
         while received.count(b"\n") < 20:
             received += connection.recv(4096)
-        server.do(server.drain.abort)
+        live.do(live.drain.abort)
         while not received.endswith(b"0\r\n\r\n"):
             part = connection.recv(65536)
             assert part
             received += part
     assert b"shut down before the answer was complete" in received
     assert (b"[DONE]" in received) == path.startswith("/v1/")
-    server.wait_for(server.idle)
+    live.wait_for(live.idle)
 
 
-def test_abort_of_a_request_without_an_answer_yet_is_503(server: LiveServer, script: Script) -> None:
-    script.gate = server.gate()
-    with server.send(plain_bytes("/v1/completions")) as connection:
-        server.wait_for(lambda: len(server.engine.running) == 1)
-        server.do(server.drain.abort)
+def test_abort_of_a_request_without_an_answer_yet_is_503(live: LiveServer, script: Script) -> None:
+    script.gate = live.gate()
+    with live.send(plain_bytes("/v1/completions")) as connection:
+        live.wait_for(lambda: len(live.engine.running) == 1)
+        live.do(live.drain.abort)
         assert connection.recv(4096).startswith(b"HTTP/1.1 503")
+
+
+def test_parts_of_a_stream_are_in_order_before_the_end_where_send_is_slow() -> None:
+    sent: list[bytes] = []
+
+    async def slow_send(message: dict[str, object]) -> None:
+        await asyncio.sleep(0)
+        sent.append(message["body"])
+
+    async def scenario() -> None:
+        send = OrderedSend(slow_send)
+        for number in range(9):
+            send.write_part(b"%d" % number)
+            if number % 4 == 0:
+                await asyncio.sleep(0)
+        send.write_part(b"")
+        await send({"type": "http.response.body", "body": b"end"})
+
+    asyncio.run(scenario())
+    assert b"".join(sent) == b"012345678end"
+    assert sent[-1] == b"end"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ollama
 import pytest
-from live_server import MODEL, LiveServer
+from live_server import EVERY_WAY, MODEL, LiveServer, Server
 
 import gguf_files
 from corral.config import Settings
@@ -18,24 +18,24 @@ from fake_engine import FakePool, FakeStore
 
 
 @pytest.fixture
-def client(server: LiveServer) -> Iterator[ollama.Client]:
-    client = ollama.Client(server.url)
+def client(server: Server) -> Iterator[ollama.Client]:
+    client = ollama.Client(server.url, **server.transport)
     yield client
     client._client.close()
 
 
-@pytest.fixture
-def real_file(tmp_path: Path) -> Iterator[LiveServer]:
+@pytest.fixture(params=EVERY_WAY)
+def real_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server whose model has a real GGUF header."""
     path = gguf_files.tiny_llama(tmp_path / "tiny.gguf")
     params = {"temperature": 0.5, "stop": ["<|a|>", 'say "x"']}
     store = FakeStore("tiny", path=path, params=params, system="be kind", license="MIT")
-    live = LiveServer(Settings(), FakePool(store))
-    yield live
-    live.stop()
+    server = request.param(Settings(), FakePool(store))
+    yield server
+    server.stop()
 
 
-def test_tags_have_all_that_clients_read(server: LiveServer, client: ollama.Client) -> None:
+def test_tags_have_all_that_clients_read(server: Server, client: ollama.Client) -> None:
     first = client.list().models[0]
     assert (first.model, first.size, first.digest) == (MODEL, 1234, "ab" * 32)
     assert (first.details.family, first.details.parameter_size) == ("llama", "134.52M")
@@ -46,7 +46,7 @@ def test_tags_have_all_that_clients_read(server: LiveServer, client: ollama.Clie
     assert datetime.fromisoformat(raw["modified_at"]).utcoffset() == timedelta(hours=1)
 
 
-def test_ps_lists_what_is_loaded_and_when_it_goes(server: LiveServer, client: ollama.Client) -> None:
+def test_ps_lists_what_is_loaded_and_when_it_goes(server: Server, client: ollama.Client) -> None:
     assert client.ps().models == []
     client.generate(MODEL, "x")
     loaded = client.ps().models[0]
@@ -55,7 +55,7 @@ def test_ps_lists_what_is_loaded_and_when_it_goes(server: LiveServer, client: ol
     assert loaded.expires_at.year > datetime.now().year + 100  # for ever
 
 
-def test_show_gives_metadata_with_long_arrays_emptied(real_file: LiveServer) -> None:
+def test_show_gives_metadata_with_long_arrays_emptied(real_file: Server) -> None:
     status, shown = real_file.request("POST", "/api/show", {"name": "tiny"})
     assert status == 200
     info = shown["model_info"]
@@ -77,15 +77,15 @@ def test_show_gives_metadata_with_long_arrays_emptied(real_file: LiveServer) -> 
     assert len(verbose["model_info"]["tokenizer.ggml.tokens"]) > 5
 
 
-def test_show_satisfies_the_real_client(real_file: LiveServer) -> None:
-    client = ollama.Client(real_file.url)
+def test_show_satisfies_the_real_client(real_file: Server) -> None:
+    client = ollama.Client(real_file.url, **real_file.transport)
     shown = client.show("tiny")
     client._client.close()
     assert shown.modelinfo["general.architecture"] == "llama"
     assert shown.modelfile.startswith("# Modelfile")
 
 
-def test_model_parameters_system_and_stop_apply_to_both_apis(real_file: LiveServer) -> None:
+def test_model_parameters_system_and_stop_apply_to_both_apis(real_file: Server) -> None:
     messages = [{"role": "user", "content": "hi"}]
     real_file.engine.script.text = 'Hello say "x"'
     body = {"model": "tiny", "messages": messages, "stream": False}
@@ -98,7 +98,7 @@ def test_model_parameters_system_and_stop_apply_to_both_apis(real_file: LiveServ
     assert ollama_reply["message"]["content"] == openai_reply["choices"][0]["message"]["content"] == "Hello "
 
 
-def test_delete_unloads_first_and_then_is_404(server: LiveServer, client: ollama.Client) -> None:
+def test_delete_unloads_first_and_then_is_404(server: Server, client: ollama.Client) -> None:
     client.generate(MODEL, "x")
     assert client.delete(MODEL).status == "success"
     assert not server.pool.models
@@ -110,7 +110,7 @@ def test_delete_unloads_first_and_then_is_404(server: LiveServer, client: ollama
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/api/show"), ("DELETE", "/api/delete"), ("POST", "/api/pull")]
 )
-def test_model_name_is_required(steady: LiveServer, method: str, path: str) -> None:
+def test_model_name_is_required(steady: Server, method: str, path: str) -> None:
     assert steady.request(method, path, {}) == (400, {"error": "model is required"})
 
 
@@ -123,7 +123,7 @@ STEPS = [
 
 
 def test_pull_streams_statuses_in_order(
-    server: LiveServer, client: ollama.Client, monkeypatch: pytest.MonkeyPatch
+    server: Server, client: ollama.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
@@ -141,7 +141,7 @@ def test_pull_streams_statuses_in_order(
 
 
 def test_pull_error_is_a_status_at_first_and_a_line_later(
-    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pull(store: object, name: str, **_: object) -> Iterator[Progress]:
         if name == "late":
@@ -157,7 +157,7 @@ def test_pull_error_is_a_status_at_first_and_a_line_later(
     assert data.splitlines() == [b'{"status":"pulling manifest"}', b'{"error":"no source could deliver"}']
 
 
-def test_client_that_leaves_ends_its_pull(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_leaves_ends_its_pull(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = threading.Event()
 
     def pull(store: object, name: str, **_: object) -> Iterator[Progress]:
@@ -169,14 +169,12 @@ def test_client_that_leaves_ends_its_pull(server: LiveServer, monkeypatch: pytes
 
     monkeypatch.setattr("corral.store.pull.pull", pull)
     body = b'{"model":"x"}'
-    connection = server.send(
-        b"POST /api/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n\r\n" + body
-    )
+    connection = live.send(b"POST /api/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n\r\n" + body)
     while connection.recv(4096).count(b"\n") < 2:
         pass
     connection.close()
     assert closed.wait(20)
-    server.wait_for(server.idle)
+    live.wait_for(live.idle)
 
 
 def test_counts_and_parameters_read_as_ollama_writes_them() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import ollama
 import pytest
-from live_server import MODEL, LiveServer
+from live_server import MODEL, Server
 
 from fake_engine import BOS, EOS, TURN, Script
 
@@ -20,13 +20,13 @@ STATISTICS = (
 
 
 @pytest.fixture
-def client(server: LiveServer) -> Iterator[ollama.Client]:
-    client = ollama.Client(server.url)
+def client(server: Server) -> Iterator[ollama.Client]:
+    client = ollama.Client(server.url, **server.transport)
     yield client
     client._client.close()
 
 
-def test_client_chat_returns_the_reply_and_true_statistics(server: LiveServer, client: ollama.Client) -> None:
+def test_client_chat_returns_the_reply_and_true_statistics(server: Server, client: ollama.Client) -> None:
     reply = client.chat(MODEL, [{"role": "user", "content": "hi"}])
     assert reply.message.content == "Hello world"
     assert (reply.message.role, reply.done_reason, reply.model) == ("assistant", "stop", MODEL)
@@ -53,13 +53,13 @@ def test_client_generate_stream_and_whole_agree(client: ollama.Client) -> None:
     assert chunks[-1].context == whole.context
 
 
-def test_chat_prompt_goes_through_the_template(server: LiveServer) -> None:
+def test_chat_prompt_goes_through_the_template(server: Server) -> None:
     server.post("/api/chat", messages=[{"role": "USER", "content": "a<turn>b"}], stream=False)
     prompt = server.engine.seen[0][0]
     assert prompt == [BOS, TURN, *b"user:a<turn>b\n", TURN, *b"assistant:"]
 
 
-def test_generate_system_overrides_and_context_comes_first(server: LiveServer) -> None:
+def test_generate_system_overrides_and_context_comes_first(server: Server) -> None:
     _, first = server.post("/api/generate", prompt="one", stream=False)
     server.post("/api/generate", prompt="two", system="sys", context=first["context"], stream=False)
     prompt = server.engine.seen[1][0]
@@ -67,13 +67,13 @@ def test_generate_system_overrides_and_context_comes_first(server: LiveServer) -
     assert prompt == [*first["context"], TURN, *b"system:sys\n", TURN, *b"user:two\n", TURN, *b"assistant:"]
 
 
-def test_raw_prompt_is_not_templated_and_has_no_context(server: LiveServer) -> None:
+def test_raw_prompt_is_not_templated_and_has_no_context(server: Server) -> None:
     _, reply = server.post("/api/generate", prompt="x<turn>", raw=True, stream=False)
     assert server.engine.seen[0][0] == [BOS, ord("x"), TURN]
     assert "context" not in reply
 
 
-def test_empty_prompt_loads_and_keep_alive_zero_unloads(server: LiveServer, client: ollama.Client) -> None:
+def test_empty_prompt_loads_and_keep_alive_zero_unloads(server: Server, client: ollama.Client) -> None:
     assert client.generate(MODEL, "").done_reason == "load"
     assert server.pool.models
     assert client.generate(MODEL, "", keep_alive=0).done_reason == "unload"
@@ -87,18 +87,18 @@ def test_empty_prompt_loads_and_keep_alive_zero_unloads(server: LiveServer, clie
 @pytest.mark.parametrize(
     ("given", "seconds"), [(30, 30), (0.5, 0.5), ("1h30m", 5400), ("-1s", -1), (-1, -1), (None, None)]
 )
-def test_keep_alive_reaches_the_pool(server: LiveServer, given: object, seconds: object) -> None:
+def test_keep_alive_reaches_the_pool(server: Server, given: object, seconds: object) -> None:
     assert server.post("/api/generate", prompt="x", keep_alive=given, stream=False)[0] == 200
     assert server.pool.keep_alives == [seconds]
 
 
 @pytest.mark.parametrize("given", ["300", "soon", "", "5 minutes"])
-def test_keep_alive_of_another_form_is_refused(steady: LiveServer, given: str) -> None:
+def test_keep_alive_of_another_form_is_refused(steady: Server, given: str) -> None:
     status, reply = steady.post("/api/generate", prompt="x", keep_alive=given)
     assert (status, "keep_alive" in reply["error"]) == (400, True)
 
 
-def test_options_become_sampling_parameters(server: LiveServer, script: Script) -> None:
+def test_options_become_sampling_parameters(server: Server, script: Script) -> None:
     server.post("/api/generate", prompt="x", stream=False)
     defaults = server.engine.seen[0][1]
     assert (defaults.temperature, defaults.top_k, defaults.top_p, defaults.max_tokens) == (0.8, 40, 0.9, None)
@@ -147,7 +147,7 @@ def test_options_become_sampling_parameters(server: LiveServer, script: Script) 
         ({"repeat_last_n": -2}, "repeat_last_n"),
     ],
 )
-def test_bad_option_is_named(steady: LiveServer, options: dict[str, object], named: str) -> None:
+def test_bad_option_is_named(steady: Server, options: dict[str, object], named: str) -> None:
     status, reply = steady.post("/api/generate", prompt="x", options=options)
     assert (status, set(reply)) == (400, {"error"})
     assert named in reply["error"]
@@ -160,7 +160,7 @@ def test_num_predict_ends_with_length(client: ollama.Client) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 50])
 def test_stop_string_across_chunks_ends_the_reply_and_the_sequence(
-    server: LiveServer, script: Script, batch: int
+    server: Server, script: Script, batch: int
 ) -> None:
     script.batch = batch
     chunks = server.lines("/api/generate", prompt="x", options={"stop": ["o w"]})
@@ -172,19 +172,19 @@ def test_stop_string_across_chunks_ends_the_reply_and_the_sequence(
     assert server.engine.cancelled == (batch < 50)
 
 
-def test_characters_split_over_tokens_arrive_whole(server: LiveServer, script: Script) -> None:
+def test_characters_split_over_tokens_arrive_whole(server: Server, script: Script) -> None:
     script.text = "né 日本 🎉!"
     chunks = server.lines("/api/generate", prompt="x")
     assert "".join(chunk["response"] for chunk in chunks) == script.text
     assert not any("�" in chunk["response"] for chunk in chunks)
 
 
-def test_tokens_of_one_wake_up_are_one_chunk(server: LiveServer, script: Script) -> None:
+def test_tokens_of_one_wake_up_are_one_chunk(server: Server, script: Script) -> None:
     script.batch = 100
     assert len(server.lines("/api/generate", prompt="x")) == 2
 
 
-def test_logprobs_have_bytes_and_alternatives(server: LiveServer, client: ollama.Client) -> None:
+def test_logprobs_have_bytes_and_alternatives(server: Server, client: ollama.Client) -> None:
     reply = client.generate(MODEL, "x", logprobs=True, top_logprobs=2)
     assert "".join(item.token for item in reply.logprobs) == reply.response
     assert [other.token for other in reply.logprobs[0].top_logprobs] == ["H", "I"]
@@ -194,7 +194,7 @@ def test_logprobs_have_bytes_and_alternatives(server: LiveServer, client: ollama
     assert plain["logprobs"][0] == {"token": "H", "logprob": -0.5, "bytes": [72]}
 
 
-def test_long_chat_drops_the_oldest_messages_and_says_so(server: LiveServer) -> None:
+def test_long_chat_drops_the_oldest_messages_and_says_so(server: Server) -> None:
     messages = [{"role": "system", "content": "S"}]
     messages += [{"role": "user", "content": f"{i} " + "x" * 28} for i in range(6)]
     _, reply = server.post("/api/chat", messages=messages, stream=False)
@@ -206,7 +206,7 @@ def test_long_chat_drops_the_oldest_messages_and_says_so(server: LiveServer) -> 
     assert reply["prompt_eval_count"] == len(server.engine.seen[0][0])
 
 
-def test_long_chat_does_not_begin_with_a_reply(server: LiveServer) -> None:
+def test_long_chat_does_not_begin_with_a_reply(server: Server) -> None:
     roles = ["user", "assistant"] * 4 + ["user"]
     messages = [{"role": role, "content": f"{i} " + "x" * 20} for i, role in enumerate(roles)]
     server.post("/api/chat", messages=messages, stream=False)
@@ -214,7 +214,7 @@ def test_long_chat_does_not_begin_with_a_reply(server: LiveServer) -> None:
     assert prompt.startswith("user:6 ")
 
 
-def test_one_long_message_loses_its_middle(server: LiveServer) -> None:
+def test_one_long_message_loses_its_middle(server: Server) -> None:
     _, reply = server.post("/api/generate", prompt="a" * 300 + "end", options={"num_keep": 4}, stream=False)
     prompt = server.engine.seen[0][0]
     assert len(prompt) == 128 - 62
@@ -224,13 +224,13 @@ def test_one_long_message_loses_its_middle(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("how", [{"truncate": False}, {"shift": False}])
-def test_long_prompt_is_refused_when_cutting_is_off(server: LiveServer, how: dict[str, bool]) -> None:
+def test_long_prompt_is_refused_when_cutting_is_off(server: Server, how: dict[str, bool]) -> None:
     status, reply = server.post("/api/generate", prompt="a" * 300, **how)
     assert status == 400
     assert "128" in reply["error"]
 
 
-def test_huge_prompt_is_cut_before_it_is_tokenised(server: LiveServer) -> None:
+def test_huge_prompt_is_cut_before_it_is_tokenised(server: Server) -> None:
     status, reply = server.post("/api/generate", prompt="a" * 2_000_000, stream=False)
     assert (status, reply["prompt_truncated"] > 1000) == (200, True)
 
@@ -265,7 +265,7 @@ def test_huge_prompt_is_cut_before_it_is_tokenised(server: LiveServer) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
-    steady: LiveServer, path: str, fields: dict[str, object], named: str
+    steady: Server, path: str, fields: dict[str, object], named: str
 ) -> None:
     body = {"prompt": "x"} if path.endswith("generate") else {"messages": [{"role": "user", "content": "x"}]}
     status, reply = steady.post(path, **(body | fields))
@@ -280,7 +280,7 @@ def test_missing_model_is_404_with_a_suggestion(client: ollama.Client) -> None:
     assert error.value.status_code == 404
 
 
-def test_unknown_and_null_fields_are_ignored(server: LiveServer) -> None:
+def test_unknown_and_null_fields_are_ignored(server: Server) -> None:
     status, _ = server.post(
         "/api/chat",
         messages=[{"role": "user", "content": "x", "images": [], "tool_calls": None, "future": 1}],
@@ -294,9 +294,7 @@ def test_unknown_and_null_fields_are_ignored(server: LiveServer) -> None:
     assert status == 200
 
 
-def test_error_in_mid_stream_is_the_last_line(
-    server: LiveServer, script: Script, client: ollama.Client
-) -> None:
+def test_error_in_mid_stream_is_the_last_line(server: Server, script: Script, client: ollama.Client) -> None:
     script.fail_after, script.failure = 3, RuntimeError("secret detail")
     lines = server.lines("/api/generate", prompt="x")
     assert "".join(line.get("response", "") for line in lines) == "Hel"
@@ -305,7 +303,7 @@ def test_error_in_mid_stream_is_the_last_line(
         list(client.generate(MODEL, "x", stream=True))
 
 
-def test_error_before_the_first_token_has_its_own_status(server: LiveServer, script: Script) -> None:
+def test_error_before_the_first_token_has_its_own_status(server: Server, script: Script) -> None:
     from corral.errors import EngineFailed, Overloaded
 
     script.failure = Overloaded("server busy")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from live_server import MODEL, LiveServer
+from live_server import MODEL, Server
 
 from fake_engine import BOS, TURN, Script
 
@@ -15,13 +15,16 @@ CHAT = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
-def client(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    http_client = openai.DefaultHttpxClient(**server.transport)
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="any", max_retries=0, http_client=http_client
+    ) as client:
         yield client
 
 
 def test_client_chat_returns_the_reply_and_usage(
-    server: LiveServer, script: Script, client: openai.OpenAI
+    server: Server, script: Script, client: openai.OpenAI
 ) -> None:
     script.cached = 16
     reply = client.chat.completions.create(model=MODEL, messages=CHAT)
@@ -57,9 +60,7 @@ def test_client_completion_stream_equals_the_whole(client: openai.OpenAI) -> Non
     assert whole.id != client.completions.create(model=MODEL, prompt="x").id
 
 
-def test_completion_defaults_to_16_tokens_and_shrinks_to_the_context(
-    server: LiveServer, script: Script
-) -> None:
+def test_completion_defaults_to_16_tokens_and_shrinks_to_the_context(server: Server, script: Script) -> None:
     script.text = "x" * 50
     _, reply = server.post("/v1/completions", prompt="x")
     assert (len(reply["choices"][0]["text"]), reply["choices"][0]["finish_reason"]) == (16, "length")
@@ -67,7 +68,7 @@ def test_completion_defaults_to_16_tokens_and_shrinks_to_the_context(
     assert reply["usage"]["completion_tokens"] == 128 - 121
 
 
-def test_developer_role_and_text_parts_reach_the_template(server: LiveServer) -> None:
+def test_developer_role_and_text_parts_reach_the_template(server: Server) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b<turn>"}]
     messages = [{"role": "developer", "content": "D"}, {"role": "user", "content": parts, "name": "bob"}]
     assert server.post("/v1/chat/completions", messages=messages)[0] == 200
@@ -75,7 +76,7 @@ def test_developer_role_and_text_parts_reach_the_template(server: LiveServer) ->
     assert prompt == [BOS, TURN, *b"system:D\n", TURN, *b"user:ab<turn>\n", TURN, *b"assistant:"]
 
 
-def test_raw_text_token_ids_and_lists_are_prompts(server: LiveServer, client: openai.OpenAI) -> None:
+def test_raw_text_token_ids_and_lists_are_prompts(server: Server, client: openai.OpenAI) -> None:
     client.completions.create(model=MODEL, prompt="a<turn>")
     client.completions.create(model=MODEL, prompt=[5, 6])
     client.completions.create(model=MODEL, prompt="a", extra_body={"add_special_tokens": False})
@@ -89,7 +90,7 @@ def test_raw_text_token_ids_and_lists_are_prompts(server: LiveServer, client: op
     assert [choice.text for choice in reply.choices] == [f"a{HELLO}", f"b{HELLO}"]
 
 
-def test_n_replies_differ_by_seed_and_stream_with_their_index(server: LiveServer, script: Script) -> None:
+def test_n_replies_differ_by_seed_and_stream_with_their_index(server: Server, script: Script) -> None:
     script.per_seed = True
     body = dict(messages=CHAT, n=3, seed=7)
     _, whole = server.post("/v1/chat/completions", **body)
@@ -117,7 +118,7 @@ def test_chat_logprobs_match_the_text(client: openai.OpenAI) -> None:
     assert [item for part in parts for item in part] == content
 
 
-def test_prompt_scoring_echoes_with_logprobs_and_no_reply(server: LiveServer) -> None:
+def test_prompt_scoring_echoes_with_logprobs_and_no_reply(server: Server) -> None:
     _, reply = server.post(
         "/v1/completions",
         prompt=[72, 105, 33],
@@ -139,7 +140,7 @@ def test_prompt_scoring_echoes_with_logprobs_and_no_reply(server: LiveServer) ->
     assert reply["usage"]["completion_tokens"] == 0
 
 
-def test_echo_of_every_child_is_scored_by_the_first(server: LiveServer) -> None:
+def test_echo_of_every_child_is_scored_by_the_first(server: Server) -> None:
     _, reply = server.post("/v1/completions", prompt="ab", max_tokens=2, echo=True, logprobs=1, n=2)
     for choice in reply["choices"]:
         assert choice["text"] == "abHe"
@@ -148,7 +149,7 @@ def test_echo_of_every_child_is_scored_by_the_first(server: LiveServer) -> None:
     assert [scores.prompt_logprobs for scores in server.engine.scored] == [1, None]
 
 
-def test_completion_logprobs_stream_equals_the_whole(server: LiveServer, script: Script) -> None:
+def test_completion_logprobs_stream_equals_the_whole(server: Server, script: Script) -> None:
     script.text = "né 日本"
     body = dict(prompt="x", max_tokens=50, logprobs=2)
     _, whole = server.post("/v1/completions", **body)
@@ -160,14 +161,14 @@ def test_completion_logprobs_stream_equals_the_whole(server: LiveServer, script:
     assert merged["text_offset"] == [0, 1, 1, 2, 3, 3, 3, 4, 4, 4]
 
 
-def test_infinite_logprob_is_still_json(server: LiveServer, script: Script) -> None:
+def test_infinite_logprob_is_still_json(server: Server, script: Script) -> None:
     script.ids = (0, 65)
     _, reply = server.post("/v1/completions", prompt="x", logprobs=1)
     assert reply["choices"][0]["logprobs"]["token_logprobs"] == [-9999.0, -0.5]
     assert math.isfinite(reply["choices"][0]["logprobs"]["token_logprobs"][0])
 
 
-def test_all_sampling_fields_reach_the_engine(server: LiveServer) -> None:
+def test_all_sampling_fields_reach_the_engine(server: Server) -> None:
     fields = dict(
         temperature=0.5,
         top_p=0.6,
@@ -197,7 +198,7 @@ def test_all_sampling_fields_reach_the_engine(server: LiveServer) -> None:
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (1, 1, 0, None)
 
 
-def test_harmless_fields_are_accepted(server: LiveServer) -> None:
+def test_harmless_fields_are_accepted(server: Server) -> None:
     status, _ = server.post(
         "/v1/chat/completions",
         messages=CHAT,
@@ -217,19 +218,19 @@ def test_harmless_fields_are_accepted(server: LiveServer) -> None:
     assert status == 200
 
 
-def test_stop_string_hides_itself_and_what_follows(client: openai.OpenAI, server: LiveServer) -> None:
+def test_stop_string_hides_itself_and_what_follows(client: openai.OpenAI, server: Server) -> None:
     reply = client.chat.completions.create(model=MODEL, messages=CHAT, stop="lo w")
     assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("Hel", "stop")
     assert reply.usage.completion_tokens == len("Hello w")
     server.wait_for(server.idle)
 
 
-def test_min_tokens_comes_before_stop_strings(server: LiveServer) -> None:
+def test_min_tokens_comes_before_stop_strings(server: Server) -> None:
     _, reply = server.post("/v1/completions", prompt="x", stop="l", min_tokens=5)
     assert reply["choices"][0]["text"] == "Hello wor"
 
 
-def test_too_long_prompt_names_both_lengths(server: LiveServer, client: openai.OpenAI) -> None:
+def test_too_long_prompt_names_both_lengths(server: Server, client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"128 tokens.* 151") as error:
         client.completions.create(model=MODEL, prompt="x" * 150)
     assert error.value.code == "context_length_exceeded"
@@ -246,7 +247,7 @@ def test_too_long_prompt_names_both_lengths(server: LiveServer, client: openai.O
     assert not server.engine.seen
 
 
-def test_too_long_prompt_names_its_own_field_and_what_limits_the_context(server: LiveServer) -> None:
+def test_too_long_prompt_names_its_own_field_and_what_limits_the_context(server: Server) -> None:
     _, reply = server.post("/v1/completions", prompt="x" * 150)
     assert reply["error"]["param"] == "prompt"
     assert "CORRAL_KV_CACHE" not in reply["error"]["message"]
@@ -260,7 +261,7 @@ def test_too_long_prompt_names_its_own_field_and_what_limits_the_context(server:
     assert server.request("GET", "/api/ps")[1]["models"][0]["context_length"] == 32
 
 
-def test_more_sequences_than_the_queue_holds_are_refused_for_good(server: LiveServer) -> None:
+def test_more_sequences_than_the_queue_holds_are_refused_for_good(server: Server) -> None:
     status, reply = server.post("/v1/completions", prompt=["x"] * 128, n=8)
     assert (status, reply["error"]["param"]) == (400, "n")
     assert "1024" in reply["error"]["message"] and "OLLAMA_MAX_QUEUE" in reply["error"]["message"]
@@ -326,7 +327,7 @@ def test_models_are_listed_and_found_by_id(client: openai.OpenAI) -> None:
         ({"model": None}, "model"),
     ],
 )
-def test_bad_chat_field_is_named(steady: LiveServer, fields: dict[str, object], named: str) -> None:
+def test_bad_chat_field_is_named(steady: Server, fields: dict[str, object], named: str) -> None:
     status, reply = steady.post("/v1/chat/completions", **({"messages": CHAT} | fields))
     assert status == 400
     assert set(reply["error"]) == {"message", "type", "param", "code"}
@@ -353,19 +354,19 @@ def test_bad_chat_field_is_named(steady: LiveServer, fields: dict[str, object], 
         ({"messages": []}, "Unrecognized request argument supplied: messages"),
     ],
 )
-def test_bad_completion_field_is_named(steady: LiveServer, fields: dict[str, object], named: str) -> None:
+def test_bad_completion_field_is_named(steady: Server, fields: dict[str, object], named: str) -> None:
     status, reply = steady.post("/v1/completions", **({"prompt": "x"} | fields))
     assert (status, named in reply["error"]["message"]) == (400, True), reply
     assert not steady.engine.seen
 
 
-def test_missing_required_field_is_named(server: LiveServer) -> None:
+def test_missing_required_field_is_named(server: Server) -> None:
     assert "'model'" in server.request("POST", "/v1/completions", {"prompt": "x"})[1]["error"]["message"]
     assert "'prompt'" in server.request("POST", "/v1/completions", {"model": MODEL})[1]["error"]["message"]
 
 
 def test_error_in_mid_stream_is_an_event_before_done(
-    server: LiveServer, script: Script, client: openai.OpenAI
+    server: Server, script: Script, client: openai.OpenAI
 ) -> None:
     script.fail_after, script.failure = 3, RuntimeError("secret detail")
     lines = server.lines("/v1/completions", prompt="x")
@@ -376,7 +377,7 @@ def test_error_in_mid_stream_is_an_event_before_done(
     assert data.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_failing_child_ends_its_siblings(server: LiveServer, script: Script) -> None:
+def test_a_failing_child_ends_its_siblings(server: Server, script: Script) -> None:
     script.fail_after, script.failure = 3, RuntimeError("broken")
     status, _ = server.post("/v1/completions", prompt=["a", "b"], n=2)
     assert status == 500
@@ -384,7 +385,7 @@ def test_a_failing_child_ends_its_siblings(server: LiveServer, script: Script) -
 
 
 @pytest.mark.parametrize("field", ["n", "top_k", "seed", "max_tokens", "min_tokens"])
-def test_number_beyond_all_floats_is_refused_like_any_other(server: LiveServer, field: str) -> None:
+def test_number_beyond_all_floats_is_refused_like_any_other(server: Server, field: str) -> None:
     body = {"model": MODEL, "prompt": "x", field: 10**400}
     status, reply = server.request("POST", "/v1/completions", body)
     assert (status, reply["error"]["param"]) == (400, field)

@@ -124,7 +124,7 @@ def test_half_sent_headers_are_given_up(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr("corral.server.connection.HEADER_TIMEOUT", 0.2)
-    server = request.getfixturevalue("server")
+    server = request.getfixturevalue("ours")
     for beginning in (b"", b"GET /health HT"):
         with server.send(beginning) as connection:
             assert connection.recv(4096) == b""
@@ -139,7 +139,7 @@ def test_body_that_does_not_come_is_408(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr("corral.server.limits.BODY_TIMEOUT", 0.2)
-    server = request.getfixturevalue("server")
+    server = request.getfixturevalue("ours")
     with server.send(
         b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{"
     ) as connection:
@@ -150,7 +150,7 @@ def test_client_that_does_not_read_is_cancelled(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr("corral.server.connection.SLOW_READER", 0.2)
-    server = request.getfixturevalue("server")
+    server = request.getfixturevalue("ours")
     script = request.getfixturevalue("script")
     script.endless, script.text = True, "x" * 1000
     body = b'{"model":"tiny","prompt":"x"}'

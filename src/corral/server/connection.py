@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from corral.server.work import CONNECTION
+from corral.server.work import PARTS
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Connection(H11Protocol):
         app = self.app
 
         async def with_connection(scope: Any, receive: Any, send: Any) -> None:
-            scope[CONNECTION] = self
+            scope[PARTS] = self
             await app(scope, receive, send)
 
         self.app = with_connection
