@@ -172,8 +172,6 @@ class _Transport(httpx.BaseTransport):
         return future.result()
 
     async def _answer(self, library: Any, request: Any) -> Any:
-        response = await library.ASGITransport(
-            self.server.app, raise_app_exceptions=False
-        ).handle_async_request(request)
+        response = await library.ASGITransport(self.server.app).handle_async_request(request)
         content = b"".join([part async for part in response.stream])
         return library.Response(response.status_code, headers=response.headers, content=content)

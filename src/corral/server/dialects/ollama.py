@@ -3,14 +3,13 @@
 from typing import Any
 
 from starlette.requests import Request
-from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.ollama_options import read_keep_alive, read_options
 from corral.server.dialects.ollama_replies import OllamaReply
 from corral.server.dialects.ollama_types import ChatRequest, GenerateRequest, Generating, Message
 from corral.server.generation import Conversation, Generation, Overflow, Prompt, with_system
-from corral.server.limits import read_body
+from corral.server.routes import Row
 from corral.server.service import Service
 from corral.server.wire import decode
 from corral.server.work import Work, single
@@ -26,16 +25,16 @@ class OllamaText:
     def __init__(self, service: Service):
         self.service = service
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Row]:
         """The table of paths."""
         return [
-            Route("/api/generate", self.generate, methods=["POST"]),
-            Route("/api/chat", self.chat, methods=["POST"]),
+            Row("POST", "/api/generate", self.generate),
+            Row("POST", "/api/chat", self.chat),
         ]
 
     async def generate(self, request: Request) -> Work:
         """POST /api/generate."""
-        wire = decode(await read_body(request), GenerateRequest)
+        wire = decode(await request.body(), GenerateRequest)
         _check_common(wire)
         _check_generate(wire)
         stored = await self.service.find(wire.model)
@@ -46,7 +45,7 @@ class OllamaText:
 
     async def chat(self, request: Request) -> Work:
         """POST /api/chat."""
-        wire = decode(await read_body(request), ChatRequest)
+        wire = decode(await request.body(), ChatRequest)
         _check_common(wire)
         if wire.tools:
             raise InvalidRequest(f"{wire.model} does not support tools", "tools")

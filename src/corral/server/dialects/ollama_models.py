@@ -9,14 +9,13 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.pool.pool import LoadedModel
 from corral.server.details import config_fields, model_card, model_details, model_row
 from corral.server.dialects.ollama_replies import NDJSON, last_line
 from corral.server.dialects.ollama_types import ModelRequest
-from corral.server.limits import read_body
+from corral.server.routes import Access, Row
 from corral.server.service import Service
 from corral.server.wire import decode, encode, present
 from corral.server.work import Outlet, Work, single, stream
@@ -33,16 +32,16 @@ class OllamaModels:
     def __init__(self, service: Service):
         self.service = service
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Row]:
         """The table of paths."""
         return [
-            Route("/", self.root, methods=["GET"]),
-            Route("/api/version", self.version, methods=["GET"]),
-            Route("/api/tags", self.tags, methods=["GET"]),
-            Route("/api/ps", self.ps, methods=["GET"]),
-            Route("/api/show", self.show, methods=["POST"]),
-            Route("/api/pull", self.pull, methods=["POST"]),
-            Route("/api/delete", self.delete, methods=["DELETE"]),
+            Row("GET", "/", self.root, Access.ANYONE),
+            Row("GET", "/api/version", self.version),
+            Row("GET", "/api/tags", self.tags),
+            Row("GET", "/api/ps", self.ps),
+            Row("POST", "/api/show", self.show),
+            Row("POST", "/api/pull", self.pull, Access.ADMIN),
+            Row("DELETE", "/api/delete", self.delete, Access.ADMIN),
         ]
 
     async def root(self, request: Request) -> Response:
@@ -66,13 +65,13 @@ class OllamaModels:
 
     async def show(self, request: Request) -> Response:
         """POST /api/show."""
-        wire = decode(await read_body(request), ModelRequest)
+        wire = decode(await request.body(), ModelRequest)
         stored = await self.service.find(_required(wire))
         return _json(await asyncio.to_thread(model_card, stored, bool(wire.verbose)))
 
     async def delete(self, request: Request) -> Response:
         """DELETE /api/delete: out of memory first, then out of the store."""
-        name = _required(decode(await read_body(request), ModelRequest))
+        name = _required(decode(await request.body(), ModelRequest))
         await self.service.pool.unload(name)  # which finds damaged models too: they are to be removed
         await asyncio.to_thread(self.service.store.delete, name)
         return Response(status_code=200)
@@ -81,7 +80,7 @@ class OllamaModels:
         """POST /api/pull."""
         from corral.store.pull import pull  # here: a server that starts need not wait for it
 
-        wire = decode(await read_body(request), ModelRequest)
+        wire = decode(await request.body(), ModelRequest)
         steps = _pull(pull(self.service.store, _required(wire), inspect=config_fields))
         if wire.stream is not False:
             return stream(self.service.drain, lambda outlet: _tell(steps, outlet), NDJSON, last_line)

@@ -5,7 +5,6 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.openai_checks import (
@@ -19,7 +18,7 @@ from corral.server.dialects.openai_checks import (
 from corral.server.dialects.openai_replies import ChatReply, CompletionReply
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Message
 from corral.server.generation import Conversation, Generation, Prompt, with_system
-from corral.server.limits import read_body
+from corral.server.routes import Row
 from corral.server.service import Service
 from corral.server.wire import decode, encode
 from corral.server.work import Work
@@ -37,13 +36,13 @@ class OpenAI:
     def __init__(self, service: Service):
         self.service = service
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Row]:
         """The table of paths."""
         return [
-            Route("/v1/models", self.models, methods=["GET"]),
-            Route("/v1/models/{id:path}", self.model, methods=["GET"]),
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Row("GET", "/v1/models", self.models),
+            Row("GET", "/v1/models/{id:path}", self.model),
+            Row("POST", "/v1/completions", self.completions),
+            Row("POST", "/v1/chat/completions", self.chat),
         ]
 
     async def models(self, request: Request) -> Response:
@@ -57,7 +56,7 @@ class OpenAI:
 
     async def completions(self, request: Request) -> Work:
         """POST /v1/completions."""
-        wire = decode(await read_body(request), CompletionRequest)
+        wire = decode(await request.body(), CompletionRequest)
         check(wire)
         prompts = read_prompts(wire.prompt)
         stored = await self.service.find(wire.model)
@@ -77,7 +76,7 @@ class OpenAI:
 
     async def chat(self, request: Request) -> Work:
         """POST /v1/chat/completions."""
-        wire = decode(await read_body(request), ChatRequest)
+        wire = decode(await request.body(), ChatRequest)
         check(wire)
         messages = [_message(message, i) for i, message in enumerate(wire.messages)]
         if not messages:
