@@ -1,7 +1,7 @@
 """The layers around the routes: plain ASGI, each made of the application within it and the settings.
 
 A layer refuses a request by raising; FaultLayer tells the client, in the shape of the API that it called.
-Headers that a layer adds to every answer, errors included, are in scope[faults.ANSWER_HEADERS]. The parts of a
+Headers that a layer adds to all answers, errors included, are in scope[faults.ANSWER_HEADERS]. The parts of a
 stream go past all layers while scope[work.PARTS] is there.
 """
 
