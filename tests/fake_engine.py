@@ -19,6 +19,7 @@ from corral.engine.protocol import Load, Output, Ready
 from corral.errors import ModelNotFound
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
+from corral.text.messages import Message
 from corral.types import NO_SCORES, FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
 
 BOS, EOS, TURN = 256, 257, 258
@@ -58,10 +59,10 @@ class FakeTemplate:
     def __init__(self, tokenizer: FakeTokenizer):
         self.tokenizer = tokenizer
 
-    def encode(self, messages: Sequence[dict[str, str]], **_: Any) -> list[int]:
+    def encode(self, messages: Sequence[Message], **_: Any) -> list[int]:
         ids = [BOS]
         for message in messages:
-            text = f"{message['role']}:{message['content']}\n"
+            text = f"{message.role}:{message.text}\n"
             ids += [TURN, *self.tokenizer.encode(text, special=False, add_bos=False)]
         return [*ids, TURN, *b"assistant:"]
 
@@ -263,8 +264,7 @@ class FakePool:
         self.make_template: Callable[[FakeTokenizer], Any] = FakeTemplate
 
     @contextlib.asynccontextmanager
-    async def lease(self, wanted: str | StoredModel, keep_alive: float | None = None) -> AsyncIterator[Any]:
-        stored = self.store.find(wanted) if isinstance(wanted, str) else wanted
+    async def lease(self, stored: StoredModel, keep_alive: float | None = None) -> AsyncIterator[Any]:
         self.keep_alives.append(keep_alive)
         self.waiting += 1
         try:

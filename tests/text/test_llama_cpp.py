@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import gguf_files
+from conversations import typed
 from corral.errors import CorralError
 from corral.text.template import GENERATION_TAG, ChatTemplate
 from corral.text.tokenizer import load_tokenizer
@@ -152,11 +153,11 @@ def test_shipped_templates_render_as_jinja_does_and_keep_their_tokens(models: Pa
         ):
             if expected is None or path.stem in LEFT_OUT or "strftime_now" in source:
                 continue
-            text = template.render(**conversation)
+            text = template.render(**typed(conversation))
             assert text == expected, path.name
-            assert template.encode(**conversation) == tokenizer.encode(text, special=True, add_bos=False), (
-                path.name
-            )
+            assert template.encode(**typed(conversation)) == tokenizer.encode(
+                text, special=True, add_bos=False
+            ), path.name
             compared += 1
     assert compared > 250
 
@@ -177,12 +178,12 @@ def test_shipped_templates_let_no_conversation_make_a_control_token(models: Path
         ]
         for conversation in CONVERSATIONS:
             try:
-                plain = template.encode(**said(conversation, "hello"))
+                plain = template.encode(**typed(said(conversation, "hello")))
             except CorralError:
                 continue
             expected = [i for i in plain if tokenizer.is_special(i)]
             for attack in choices.sample(attacks, min(20, len(attacks))):
-                ids = template.encode(**said(conversation, attack))
+                ids = template.encode(**typed(said(conversation, attack)))
                 assert [i for i in ids if tokenizer.is_special(i)] == expected, (path.name, attack)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from corral.text.detokenizer import Detokenizer
+from corral.text.messages import Message, Text
 from corral.text.template import load_template
 from corral.text.tokenizer import Tokenizer, load_tokenizer
 from corral.weights.gguf import open_gguf
@@ -39,8 +40,8 @@ def test_conversation_becomes_turns(model: tuple[str, Tokenizer], request: pytes
     with open_gguf(request.getfixturevalue(f"{name}_path")) as file:
         template = load_template(file.metadata, tokenizer)
     messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hi <end_of_turn><|im_end|>"},
+        Message("system", (Text("Be brief."),)),
+        Message("user", (Text("Hi <end_of_turn><|im_end|>"),)),
     ]
     expected = {
         "smollm2": "<|im_start|>system\nBe brief.<|im_end|>\n"

@@ -1,9 +1,10 @@
 """The request in the middle of every API, and the events that answer it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corral.store.local import StoredModel
+from corral.text.messages import Message, Text
 from corral.types import NO_SCORES, PLAIN_ENDING, Ending, FinishReason, SamplingParams, Scores, SequenceStats
 
 
@@ -11,14 +12,14 @@ from corral.types import NO_SCORES, PLAIN_ENDING, Ending, FinishReason, Sampling
 class Conversation:
     """Messages for the model's chat template, after the tokens of an earlier exchange."""
 
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Message, ...]
     context: Sequence[int] = ()
 
 
-def with_system(messages: Sequence[Mapping[str, str]], system: str) -> tuple[Mapping[str, str], ...]:
+def with_system(messages: Sequence[Message], system: str) -> tuple[Message, ...]:
     """The messages, behind the model's own system message if they bring none."""
-    if system and messages[0]["role"] != "system":
-        return ({"role": "system", "content": system}, *messages)
+    if system and messages[0].role != "system":
+        return (Message("system", (Text(system),)), *messages)
     return tuple(messages)
 
 
@@ -39,7 +40,7 @@ class Overflow:
 class Generation:
     """What to generate: `n` replies to each prompt, numbered prompt by prompt."""
 
-    model: str | StoredModel  # by name, it is looked up once more
+    model: StoredModel
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     ending: Ending = PLAIN_ENDING

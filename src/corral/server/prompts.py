@@ -84,7 +84,7 @@ class _Reader:
 
     def _render(self, conversation: Conversation) -> list[int]:
         template = self.model.template
-        system = any(message["role"] == "system" for message in conversation.messages)
+        system = any(message.role == "system" for message in conversation.messages)
         if system and not template.supports_system:
             raise InvalidRequest("the model's chat template has no place for a system message", "messages")
         ids = template.encode(conversation.messages)
@@ -107,7 +107,7 @@ class _Reader:
     def _read_conversation(
         self, conversation: Conversation
     ) -> tuple[TokenisedPrompt, Callable[[], list[int]]]:
-        size = sum(len(message["content"].encode()) for message in conversation.messages)
+        size = sum(message.size for message in conversation.messages)
         if size > BYTES_PER_TOKEN * self.context:
             if not self.generation.overflow.cut:
                 raise PromptTooLarge(size, self.context, param=self.field, limit=self.limit)
@@ -120,18 +120,18 @@ class _Reader:
         left = BYTES_PER_TOKEN * self.context
         kept = []
         for message in reversed(conversation.messages):
-            text = message["content"].encode()[-left:].decode("utf-8", "ignore") if left > 0 else ""
-            left -= len(text.encode())
-            if text or message["role"] == "system":
-                kept.append({**message, "content": text})
+            message = message.last_bytes(left)
+            left -= message.size
+            if message.size or message.role == "system":
+                kept.append(message)
         return Conversation(tuple(reversed(kept)), conversation.context)
 
     def _drop_messages(self, conversation: Conversation) -> list[int]:
         """Leave out the fewest of the oldest messages; system messages and the last one always stay.
         What remains does not begin with a reply, which many templates refuse."""
         messages = conversation.messages
-        old = [i for i, message in enumerate(messages[:-1]) if message["role"] != "system"]
-        cuts = [k for k, i in enumerate(old) if messages[i]["role"] != "assistant"] + [len(old)]
+        old = [i for i, message in enumerate(messages[:-1]) if message.role != "system"]
+        cuts = [k for k, i in enumerate(old) if messages[i].role != "assistant"] + [len(old)]
         low, high = 0, len(cuts) - 1  # the last cut is the most that can be done
         best = self._render(_without(conversation, old))
         while low < high:

@@ -39,11 +39,6 @@ def _environment(source: str) -> minijinja.Environment:
     return environment
 
 
-def variables(source: str) -> list[str]:
-    """The variables that a template reads; TemplateFailed if it cannot be parsed."""
-    return sorted(_environment(source).undeclared_variables_in_template("chat"))
-
-
 def render(source: str, context: Mapping[str, Any]) -> str:
     """Render a template; TemplateFailed if it does not."""
     environment = _environment(source)

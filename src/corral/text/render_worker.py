@@ -3,8 +3,8 @@
 A template is a program of the model's author. minijinja bounds its steps but not its memory, and ends the
 process where memory runs out: this process, then, and not the server.
 
-A frame to it is [source, context]: render that. With no context: tell which variables the source reads. It
-answers [text, variables, failure], the text of a failure being its message.
+A frame to it is [source, context]. It answers [text, failure]: what is rendered and nothing, or a failure's
+message and its kind (see TemplateFailed).
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import resource
 import sys
 from typing import Any
 
-from corral.text.jinja import render, variables
+from corral.text.jinja import render
 from corral.text.render_frames import TemplateFailed, read_frame, write_frame
 
 MEMORY = 256 << 20  # bytes that rendering may take beside the process's own
@@ -33,15 +33,13 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _answer(source: str, context: dict[str, Any] | None) -> tuple[str, list[str], str]:
+def _answer(source: str, context: dict[str, Any]) -> tuple[str, str]:
     try:
-        if context is None:
-            return "", variables(source), ""
-        return render(source, context), [], ""
+        return render(source, context), ""
     except TemplateFailed as error:
-        return error.message, [], error.kind
+        return error.message, error.kind
     except MemoryError:
-        return "it takes too much memory", [], "failed"
+        return "it takes too much memory", "failed"
 
 
 if __name__ == "__main__":

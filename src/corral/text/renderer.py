@@ -21,7 +21,6 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """The text, or the kind of failure and its message."""
 
     text: str
-    variables: list[str]
     failure: str
 
 
@@ -34,24 +33,17 @@ class Renderer:
 
     def render(self, source: str, context: Mapping[str, Any]) -> str:
         """The text; TemplateFailed if the template fails, refuses, or takes too much memory or time."""
-        return self._ask(source, dict(context)).text
-
-    def variables(self, source: str) -> frozenset[str]:
-        """The variables that a template reads; TemplateFailed if it cannot be parsed."""
-        return frozenset(self._ask(source, None).variables)
-
-    def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            self._end()
-
-    def _ask(self, source: str, context: dict[str, Any] | None) -> Answer:
         task = msgspec.json.encode((source, context))
         with self._lock:
             answer = self._exchange(task)
         if answer.failure:
             raise TemplateFailed(answer.failure, answer.text)
-        return answer
+        return answer.text
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
 
     def _exchange(self, task: bytes) -> Answer:
         process = self._process = self._process or _start()
@@ -68,7 +60,7 @@ class Renderer:
             raise
         if frame is None:
             self._end()
-            return Answer("it takes too much memory or time", [], "failed")
+            return Answer("it takes too much memory or time", "failed")
         return msgspec.json.decode(frame, type=Answer)
 
     def _end(self) -> None:

@@ -8,7 +8,7 @@ says, and the template's logic sees the conversation unchanged.
 Some templates put tokens together instead: '<|' + role + '|>'. Those few tokens are looked for in the rest,
 and where there are any, the conversation is defused first: one character of whatever could begin or continue
 such a token is replaced by a rare pair until the tokens have been found. A template that deletes text cannot
-join such halves; only one that tests for that very text sees a difference. Known roles stay as they are.
+join such halves; only one that tests for that very text sees a difference. Roles stay as they are.
 
 The rare characters are cuneiform and hieroglyphs: printable, without case, not white space, so that no filter
 changes them. A conversation that uses one of them has it replaced by a pair in the same way.
@@ -54,12 +54,12 @@ class Seals:
         found = {part for text in texts for part in self._tokenizer.split_special(text)}
         self._watch(part for part in found if isinstance(part, int))
 
-    def defuse(self, value: Any, role: bool = False) -> Any:
-        """A copy of a conversation's value in which no string can make a control token."""
+    def defuse(self, value: Any) -> Any:
+        """A copy of a conversation's value, as JSON has them, of which no string can make a control token."""
         if isinstance(value, str):
-            return value if role and value in KNOWN_ROLES else self._defuse_text(value)
+            return self._defuse_text(value)
         if isinstance(value, dict):
-            return {self.defuse(key): self.defuse(item, key == "role") for key, item in value.items()}
+            return {self.defuse(key): self.defuse(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.defuse(item) for item in value]
         return value

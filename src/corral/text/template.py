@@ -9,6 +9,7 @@ from typing import Any
 
 from corral.errors import CorralError, InvalidRequest, UnsupportedModel
 from corral.text.default_templates import default_template
+from corral.text.messages import Message, Text, Tool, ToolCall, ToolResult, message_dict, tool_dict
 from corral.text.render_frames import TemplateFailed
 from corral.text.renderer import Renderer, shared_renderer
 from corral.text.seals import Seals
@@ -23,26 +24,14 @@ GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 # Conversations that show which control tokens a template puts together from pieces.
-_CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
-_TOOL = {"name": "look", "description": "looks", "parameters": {"type": "object", "properties": {}}}
-_PROBES: tuple[dict[str, Any], ...] = (
-    {"messages": [{"role": "user", "content": "hello"}]},
-    {
-        "messages": [
-            {"role": "system", "content": "brief"},
-            {"role": "user", "content": "hello"},
-            {"role": "assistant", "content": "yes"},
-            {"role": "user", "content": "more"},
-        ]
-    },
-    {
-        "messages": [
-            {"role": "user", "content": "hello"},
-            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-            {"role": "tool", "name": "look", "tool_call_id": "call00001", "content": "seen"},
-        ],
-        "tools": [{"type": "function", "function": _TOOL}],
-    },
+_HELLO, _MORE = (Message("user", (Text(text),)) for text in ("hello", "more"))
+_CALL = Message("assistant", (ToolCall("call00001", "look", {"at": "it"}),))
+_SEEN = Message("tool", (ToolResult("call00001", "look", "seen"),))
+_LOOK = Tool("look", "looks", {"type": "object", "properties": {}})
+_PROBES: tuple[tuple[Sequence[Message], Sequence[Tool]], ...] = (
+    ((_HELLO,), ()),
+    ((Message("system", (Text("brief"),)), _HELLO, Message("assistant", (Text("yes"),)), _MORE), ()),
+    ((_HELLO, _CALL, _SEEN), (_LOOK,)),
 )
 
 
@@ -72,56 +61,57 @@ class ChatTemplate:
             )
             source = ""
         self._seals = Seals(self._tokenizer, GENERATION_TAG.sub("", source))
-        try:
-            self._variables = self._renderer.variables(self._seals.source)
-        except TemplateFailed as error:
-            self._variables = frozenset()
-            self._broken = self._broken or f"the model's chat template cannot be used: {error.message}"
         for probe in _PROBES:
             with contextlib.suppress(CorralError):  # no tools, no system role
-                self._seals.learn(self._render(**probe))
+                self._seals.learn(self._render(*probe))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), **options: Any) -> str:
         """The prompt as text. Options as in `encode`."""
         self.prepare()
-        return self._seals.text(self._render(messages, **options))
+        return self._seals.text(self._render(messages, tools, **options))
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = (), **options: Any) -> list[int]:
         """The prompt's token ids, with one BOS if the model wants it or the template writes it.
 
-        Options: add_generation_prompt (True), tools (None), documents (None), what else the template reads.
+        Options: add_generation_prompt (True), documents (None), what else the template reads.
         """
         self.prepare()
-        parts = self._seals.parts(self._render(messages, **options))
+        parts = self._seals.parts(self._render(messages, tools, **options))
         bos = self._tokenizer.bos_id
         return self._tokenizer.encode_parts(parts, add_bos=self._tokenizer.add_bos and parts[:1] != [bos])
-
-    @property
-    def supports_tools(self) -> bool:
-        """Whether the template reads `tools`."""
-        self.prepare()
-        return not self._broken and "tools" in self._variables
 
     @functools.cached_property
     def supports_system(self) -> bool:
         """Whether a system message reaches the prompt."""
-        probe = [{"role": "system", "content": "probe0"}, {"role": "user", "content": "hello"}]
         try:
-            return "probe0" in self.render(probe)
+            return "probe0" in self.render([Message("system", (Text("probe0"),)), _HELLO])
         except CorralError:
             return False
 
     def _render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **options: Any
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        *,
+        add_generation_prompt: bool = True,
+        **options: Any,
     ) -> str:
         if self._broken:
             raise UnsupportedModel(self._broken)
-        context: dict[str, Any] = {"tools": None, "documents": None, **options}
+        defuse = self._seals.defuse
         try:
-            context = self._seals.defuse({**context, "messages": [dict(message) for message in messages]})
-            context |= {**self._seals.names, "add_generation_prompt": add_generation_prompt}
+            context = {
+                "documents": None,
+                **defuse(options),
+                "messages": [message_dict(message, defuse) for message in messages],
+                "tools": [tool_dict(tool, defuse) for tool in tools] or None,
+                **self._seals.names,
+                "add_generation_prompt": add_generation_prompt,
+            }
             return self._renderer.render(self._seals.source, context)
         except TemplateFailed as error:
+            if error.kind == "syntax":
+                raise UnsupportedModel(f"the model's chat template cannot be used: {error.message}") from None
             reason = self._seals.text(error.message)
             failed = "" if error.kind == "raised" else "the model's chat template failed: "
             raise InvalidRequest(failed + reason, "messages") from None

@@ -1,22 +1,22 @@
 """Ollama's /api/generate and /api/chat: wire request to Generation."""
 
-from typing import Any
-
 from starlette.requests import Request
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.ollama_options import read_keep_alive, read_options
 from corral.server.dialects.ollama_replies import OllamaReply
-from corral.server.dialects.ollama_types import ChatRequest, GenerateRequest, Generating, Message
+from corral.server.dialects.ollama_types import ChatRequest, GenerateRequest, Generating
+from corral.server.dialects.ollama_types import Message as WireMessage
 from corral.server.generation import Conversation, Generation, Overflow, Prompt, with_system
 from corral.server.routes import Row
 from corral.server.service import Service
 from corral.server.wire import decode
 from corral.server.work import Work, single
 from corral.store.local import StoredModel
+from corral.text.messages import Message, Role, Text, Thought
 from corral.types import MAX_TOP_LOGPROBS, Scores
 
-ROLES = ("system", "user", "assistant")
+ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
 class OllamaText:
@@ -39,7 +39,7 @@ class OllamaText:
         _check_generate(wire)
         stored = await self.service.find(wire.model)
         if not wire.prompt:
-            return self._load_or_unload(wire, OllamaReply(wire.model, chat=False))
+            return self._load_or_unload(wire, stored, OllamaReply(wire.model, chat=False))
         reply = OllamaReply(wire.model, chat=False, context=not wire.raw)
         return self._answer(wire, self._generation(wire, stored, _prompt(wire, stored)), reply)
 
@@ -53,7 +53,7 @@ class OllamaText:
         stored = await self.service.find(wire.model)
         reply = OllamaReply(wire.model, chat=True)
         if not messages:
-            return self._load_or_unload(wire, reply)
+            return self._load_or_unload(wire, stored, reply)
         conversation = Conversation(with_system(messages, stored.system))
         return self._answer(wire, self._generation(wire, stored, conversation), reply)
 
@@ -74,12 +74,12 @@ class OllamaText:
     def _answer(self, wire: Generating, generation: Generation, reply: OllamaReply) -> Work:
         return self.service.answer(generation, reply, streaming=wire.stream is not False)
 
-    def _load_or_unload(self, wire: Generating, reply: OllamaReply) -> Work:
+    def _load_or_unload(self, wire: Generating, stored: StoredModel, reply: OllamaReply) -> Work:
         keep_alive = read_keep_alive(wire.keep_alive)
         pool = self.service.pool
 
         async def load() -> bytes:
-            async with pool.lease(wire.model, keep_alive=keep_alive):
+            async with pool.lease(stored, keep_alive=keep_alive):
                 return reply.done("load")
 
         async def unload() -> bytes:
@@ -121,12 +121,11 @@ def _prompt(wire: GenerateRequest, stored: StoredModel) -> Prompt:
     if wire.raw:
         return text
     system = stored.system if wire.system is None else wire.system
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": text})
-    return Conversation(tuple(messages), wire.context or ())
+    message = Message("user", (Text(text),))
+    return Conversation(with_system([message], system), wire.context or ())
 
 
-def _message(message: Message, place: int) -> dict[str, Any]:
+def _message(message: WireMessage, place: int) -> Message:
     where = f"messages[{place}]"
     role = message.role.lower()
     if message.images:
@@ -137,4 +136,5 @@ def _message(message: Message, place: int) -> dict[str, Any]:
         raise InvalidRequest(
             f"{where}.role: '{message.role[:50]}' is not one of {', '.join(ROLES)}", f"{where}.role"
         )
-    return {"role": role, "content": message.content or ""}
+    thoughts = (Thought(message.thinking),) if message.thinking and role == "assistant" else ()
+    return Message(ROLES[role], (*thoughts, Text(message.content or "")))

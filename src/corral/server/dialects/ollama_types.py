@@ -10,6 +10,7 @@ class Message(msgspec.Struct):
 
     role: str = ""
     content: str | None = None
+    thinking: str | None = None
     images: list[str] | None = None
     tool_calls: list[Any] | None = None
 

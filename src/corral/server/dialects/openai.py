@@ -16,18 +16,20 @@ from corral.server.dialects.openai_checks import (
     read_ending,
 )
 from corral.server.dialects.openai_replies import ChatReply, CompletionReply
-from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Message
+from corral.server.dialects.openai_types import ChatRequest, CompletionRequest
+from corral.server.dialects.openai_types import Message as WireMessage
 from corral.server.generation import Conversation, Generation, Prompt, with_system
 from corral.server.routes import Row
 from corral.server.service import Service
 from corral.server.wire import decode, encode
 from corral.server.work import Work
 from corral.store.local import StoredModel
+from corral.text.messages import Message, Role, Text, Thought
 
 MAX_PROMPTS = 128
 
 # OpenAI's roles -> the template's
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 class OpenAI:
@@ -114,7 +116,7 @@ def read_prompts(wire: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
     raise InvalidRequest("prompt must be a text, a list of token ids, or a list of either", "prompt")
 
 
-def _message(message: Message, place: int) -> dict[str, Any]:
+def _message(message: WireMessage, place: int) -> Message:
     where = f"messages[{place}]"
     if (
         message.tool_calls
@@ -130,12 +132,14 @@ def _message(message: Message, place: int) -> dict[str, Any]:
         raise InvalidRequest(f"{where}.audio is not supported yet", f"{where}.audio")
     if message.content is None and message.role != "assistant":
         raise InvalidRequest(f"{where}.content must not be null", f"{where}.content")
-    return {"role": ROLES[message.role], "content": _content(message, where)}
+    thoughts = message.reasoning_content or message.reasoning
+    parts = (Thought(thoughts),) if thoughts and message.role == "assistant" else ()
+    return Message(ROLES[message.role], (*parts, *_content(message, where)))
 
 
-def _content(message: Message, where: str) -> str:
+def _content(message: WireMessage, where: str) -> list[Text]:
     if not isinstance(message.content, list):
-        return message.content or ""
+        return [Text(message.content or "")]
     texts = []
     for i, part in enumerate(message.content):
         if part.type not in ("text", "refusal"):
@@ -146,8 +150,8 @@ def _content(message: Message, where: str) -> str:
         text = part.text if part.type == "text" else part.refusal
         if text is None:
             raise InvalidRequest(f"{where}.content[{i}].{part.type} is missing", f"{where}.content[{i}]")
-        texts.append(text)
-    return "".join(texts)
+        texts.append(Text(text))
+    return texts
 
 
 def _card(stored: StoredModel) -> dict[str, Any]:
