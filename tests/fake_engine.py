@@ -20,6 +20,7 @@ from corral.errors import ModelNotFound
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
 from corral.text.messages import Message
+from corral.text.parsers.parser import Parser, PlainParser
 from corral.types import NO_SCORES, FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
 
 BOS, EOS, TURN = 256, 257, 258
@@ -50,14 +51,21 @@ class FakeTokenizer:
     def is_special(self, id: int) -> bool:
         return id >= 256
 
+    def split_special(self, text: str) -> list[int | str]:
+        return [SPECIAL.get(text, text)]
+
 
 class FakeTemplate:
     """`<bos>`, then a turn a message, then the opening of the reply's turn."""
 
     supports_system = True
+    supports_thinking = False
 
     def __init__(self, tokenizer: FakeTokenizer):
         self.tokenizer = tokenizer
+
+    def parser(self, prompt: Sequence[int]) -> Parser:
+        return PlainParser()
 
     def encode(self, messages: Sequence[Message], **_: Any) -> list[int]:
         ids = [BOS]

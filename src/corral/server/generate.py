@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from corral.engine.protocol import Output
 from corral.errors import EngineFailed
 from corral.pool.pool import LoadedModel, Pool
-from corral.server.generation import Delta, Event, Finished, Generation, Started, TokenisedPrompt
+from corral.server.generation import Admitted, Delta, Event, Finished, Generation, TokenisedPrompt, WholeReply
 from corral.server.prompts import read_prompts
 from corral.server.reply import PromptScores, Reply
+from corral.text.messages import Text, Thought
 from corral.types import SamplingParams, Scores
 
 Emit = Callable[[Event], None]
@@ -27,16 +28,17 @@ async def generate(
     begin: Callable[[], Awaitable[None]] | None = None,
     default_context: int = 0,
 ) -> None:
-    """Emit Started, then Deltas and one Finished for each reply. Cancelling this cancels every sequence.
+    """Emit Admitted, then Deltas and one Finished for each reply. Cancelling this cancels every sequence.
 
-    `begin` is awaited after the first event of a reply: until then an error has nothing before it.
+    `begin` is awaited once the first event of a reply has been emitted: an answer that begins no earlier can
+    still have the status of an error that comes before.
     """
-    begun = time.perf_counter_ns()
+    asked = time.perf_counter_ns()
     async with pool.lease(generation.model, keep_alive=generation.keep_alive) as model:
-        load_ns = time.perf_counter_ns() - begun
+        load_ns = time.perf_counter_ns() - asked
         prompts, params = await read_prompts(model, generation, default_context)
-        emit(Started(prompts, load_ns))
-        runs = _Runs(model, generation, emit, begun)
+        emit(Admitted(prompts, load_ns))
+        runs = _Runs(model, generation, emit, asked)
         try:
             runs.start(prompts, params)
             await runs.begun
@@ -50,8 +52,8 @@ async def generate(
 class _Runs:
     """All sequences of one request."""
 
-    def __init__(self, model: LoadedModel, generation: Generation, emit: Emit, begun_ns: int):
-        self.model, self.generation, self.emit, self.begun_ns = model, generation, emit, begun_ns
+    def __init__(self, model: LoadedModel, generation: Generation, emit: Emit, asked: int):
+        self.model, self.generation, self.emit, self.asked = model, generation, emit, asked
         loop = asyncio.get_running_loop()
         self.begun: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
@@ -111,25 +113,23 @@ class _Run:
         scores: PromptScores,
     ):
         generation, model = runs.generation, runs.model
-        self.runs, self.prompt, self.scores = runs, prompt, scores
+        self.runs, self.scores = runs, scores
         self.engine = model.engine
         index, child = place[0] * generation.n + place[1], place[1]
         self.params = _with_seed_of(child, params)
         # The first child has the prompt's scores, for all of them.
         self.wanted = Scores(generation.scores.logprobs) if child else generation.scores
-        self.reply = Reply(
-            index, model.tokenizer, generation, params, prompt_tokens=len(prompt.ids), begun=runs.begun_ns
-        )
+        self.reply = Reply(index, model, generation, params, prompt, asked=runs.asked)
         self.to_echo = generation.echo
         self.followers: Sequence[_Run] = ()
         self.id: int | None = None  # in the engine
 
     def start(self) -> None:
-        """Queue it."""
-        self.id = self.engine.submit(self.prompt.ids, self.params, self.take, self.wanted)
+        """Submit the sequence to the engine."""
+        self.id = self.engine.submit(self.reply.prompt.ids, self.params, self.take, self.wanted)
 
     def cancel(self) -> None:
-        """End it before its time."""
+        """End the sequence before its time; one that has ended or was never submitted stays as it is."""
         if self.id is not None:
             self.engine.cancel(self.id)
 
@@ -150,7 +150,7 @@ class _Run:
         if self.to_echo:
             self.to_echo = False
             self.scores.fill(output.prompt_logprobs)
-            self.runs.take([self.reply.echo(self.prompt, self.scores.values)])
+            self.runs.take([self.reply.echo(self.scores.values)])
         self.runs.take(self.reply.push(output))
         followers, self.followers = self.followers, ()
         for run in followers:
@@ -169,29 +169,31 @@ def _with_seed_of(child: int, params: SamplingParams) -> SamplingParams:
 
 
 class Collected:
-    """The whole of a generation: `take` its events, then ask for each reply as one Delta, in order."""
+    """A whole generation: `take` gets its events, `replies` gives each reply in one piece."""
 
     def __init__(self) -> None:
-        self.started: Started
+        self.admitted: Admitted
         self._deltas: dict[int, list[Delta]] = {}
         self._finished: dict[int, Finished] = {}
 
     def take(self, event: Event) -> None:
         """Keep an event."""
         match event:
-            case Started():
-                self.started = event
+            case Admitted():
+                self.admitted = event
             case Delta():
                 self._deltas.setdefault(event.index, []).append(event)
             case Finished():
                 self._finished[event.index] = event
 
-    def replies(self) -> list[tuple[Delta, Finished]]:
-        """Each reply's text and end."""
-        order = sorted(self._finished)
-        return [(_joined(index, self._deltas.get(index, [])), self._finished[index]) for index in order]
+    def replies(self) -> list[WholeReply]:
+        """Each reply, in order."""
+        return [
+            _whole(self._deltas.get(index, ()), self._finished[index]) for index in sorted(self._finished)
+        ]
 
 
-def _joined(index: int, deltas: list[Delta]) -> Delta:
-    text = "".join(delta.text for delta in deltas)
-    return Delta(index, text, tuple(token for delta in deltas for token in delta.tokens))
+def _whole(deltas: Sequence[Delta], end: Finished) -> WholeReply:
+    text = "".join(delta.said.text for delta in deltas if isinstance(delta.said, Text))
+    thoughts = "".join(delta.said.text for delta in deltas if isinstance(delta.said, Thought))
+    return WholeReply(text, thoughts, tuple(token for delta in deltas for token in delta.tokens), end)

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from corral.store.local import StoredModel
 from corral.text.messages import Message, Text
+from corral.text.parsers.parser import Said
 from corral.types import NO_SCORES, PLAIN_ENDING, Ending, FinishReason, SamplingParams, Scores, SequenceStats
 
 
@@ -14,6 +17,16 @@ class Conversation:
 
     messages: tuple[Message, ...]
     context: Sequence[int] = ()
+    think: "Think | None" = None  # None = as the model's template has it
+
+
+@dataclass(frozen=True, slots=True)
+class Think:
+    """Whether a model that can is to think before it answers; asking one that cannot is an error."""
+
+    wanted: bool
+    effort: str = ""  # in the API's words
+    field: str = "think"  # of the request
 
 
 def with_system(messages: Sequence[Message], system: str) -> tuple[Message, ...]:
@@ -71,23 +84,23 @@ class TokenisedPrompt:
 
     ids: Sequence[int]
     text: str = ""  # only where it is to be echoed
+    chat: bool = False  # the reply is a chat's, in which the model may mark thoughts
     dropped: int = 0  # tokens cut away to fit the context
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Admitted:
     """The model is loaded and every prompt fits."""
 
     prompts: tuple[TokenisedPrompt, ...]
     load_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """More of reply `index`. `tokens` only where log-probs were asked for; they may run ahead of the text."""
 
     index: int
-    text: str
+    said: Said
     tokens: tuple[ScoredToken, ...] = ()
 
 
@@ -102,4 +115,14 @@ class Finished:
     total_ns: int = 0  # since the request began
 
 
-Event = Started | Delta | Finished
+Event = Admitted | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class WholeReply:
+    """All of one reply."""
+
+    text: str
+    thoughts: str
+    tokens: tuple[ScoredToken, ...]
+    end: Finished

@@ -4,11 +4,12 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from corral.engine.admission import check_tokens
 from corral.errors import InvalidRequest, PromptTooLarge, PromptTooLong
 from corral.pool.pool import LoadedModel
-from corral.server.generation import Conversation, Generation, Prompt, TokenisedPrompt
+from corral.server.generation import Conversation, Generation, Prompt, Think, TokenisedPrompt
 from corral.types import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,11 @@ class _Reader:
         system = any(message.role == "system" for message in conversation.messages)
         if system and not template.supports_system:
             raise InvalidRequest("the model's chat template has no place for a system message", "messages")
-        ids = template.encode(conversation.messages)
+        think = conversation.think
+        if think and think.wanted and not template.supports_thinking:
+            name = self.generation.model.name.display
+            raise InvalidRequest(f'"{name}" does not support thinking; leave {think.field} out', think.field)
+        ids = template.encode(conversation.messages, **_thinking_options(think))
         if conversation.context:
             repeated = ids[:1] == [self.model.tokenizer.bos_id]  # the earlier exchange has it already
             ids[: int(repeated)] = conversation.context
@@ -113,7 +118,7 @@ class _Reader:
                 raise PromptTooLarge(size, self.context, param=self.field, limit=self.limit)
             conversation = self._drop_bytes(conversation)
         ids = self._render(conversation)
-        return TokenisedPrompt(ids), lambda: self._drop_messages(conversation)
+        return TokenisedPrompt(ids, chat=True), lambda: self._drop_messages(conversation)
 
     def _drop_bytes(self, conversation: Conversation) -> Conversation:
         """The newest text that may be worth tokenising."""
@@ -124,7 +129,7 @@ class _Reader:
             left -= message.size
             if message.size or message.role == "system":
                 kept.append(message)
-        return Conversation(tuple(reversed(kept)), conversation.context)
+        return dataclasses.replace(conversation, messages=tuple(reversed(kept)))
 
     def _drop_messages(self, conversation: Conversation) -> list[int]:
         """Leave out the fewest of the oldest messages; system messages and the last one always stay.
@@ -177,4 +182,12 @@ def cut_middle(ids: Sequence[int], context: int, keep: int) -> list[int]:
 def _without(conversation: Conversation, dropped: Sequence[int]) -> Conversation:
     gone = set(dropped)
     kept = tuple(message for i, message in enumerate(conversation.messages) if i not in gone)
-    return Conversation(kept, conversation.context)
+    return dataclasses.replace(conversation, messages=kept)
+
+
+def _thinking_options(think: Think | None) -> dict[str, Any]:
+    """What templates read: Qwen's and SmolLM's name, DeepSeek's and Granite's, gpt-oss's for the effort."""
+    if think is None:
+        return {}
+    effort = {"reasoning_effort": think.effort} if think.effort else {}
+    return {"enable_thinking": think.wanted, "thinking": think.wanted, **effort}

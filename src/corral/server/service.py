@@ -11,18 +11,18 @@ from corral.pool.pool import Pool
 from corral.server.drain import Drain
 from corral.server.faults import Fault
 from corral.server.generate import Collected, generate
-from corral.server.generation import Delta, Event, Finished, Generation, Started
+from corral.server.generation import Admitted, Event, Generation, WholeReply
 from corral.server.work import Outlet, Work, single, stream
 from corral.store.local import Store, StoredModel
 
 
 class Shape(Protocol):
-    """How an API shows one request's replies."""
+    """How an API prints the replies to one request."""
 
-    stream_type: str
+    stream_type: str  # media types
     whole_type: str
 
-    def line(self, event: Event) -> bytes:
+    def chunk(self, event: Event) -> bytes:
         """What a stream says of an event; it may be nothing."""
         ...
 
@@ -30,8 +30,8 @@ class Shape(Protocol):
         """What a stream ends with."""
         ...
 
-    def whole(self, started: Started, replies: Sequence[tuple[Delta, Finished]]) -> bytes:
-        """All of it as one object."""
+    def whole(self, admitted: Admitted, replies: Sequence[WholeReply]) -> bytes:
+        """All replies as one object."""
         ...
 
     def last_words(self, found: Fault) -> bytes:
@@ -49,19 +49,19 @@ class Service:
     drain: Drain
 
     def answer(self, generation: Generation, shape: Shape, *, streaming: bool) -> Work:
-        """Run a generation and show it as the API does."""
+        """Run a generation and print it in the API's shape."""
 
-        async def tell(outlet: Outlet) -> None:
-            await self._generate(generation, lambda event: outlet.write(shape.line(event)), outlet.open)
+        async def write_chunks(outlet: Outlet) -> None:
+            await self._generate(generation, lambda event: outlet.write(shape.chunk(event)), outlet.open)
             outlet.write(shape.end())
 
         async def whole() -> bytes:
             collected = Collected()
             await self._generate(generation, collected.take)
-            return shape.whole(collected.started, collected.replies())
+            return shape.whole(collected.admitted, collected.replies())
 
         if streaming:
-            return stream(self.drain, tell, shape.stream_type, shape.last_words)
+            return stream(self.drain, write_chunks, shape.stream_type, shape.last_words)
         return single(self.drain, whole, shape.whole_type)
 
     async def _generate(

@@ -129,17 +129,17 @@ class Outlet:
 
 def stream(
     drain: Drain,
-    tell: Callable[[Outlet], Awaitable[None]],
+    write_chunks: Callable[[Outlet], Awaitable[None]],
     media_type: str,
     last_words: Callable[[Fault], bytes],
 ) -> Work:
-    """A body that `tell` writes to an outlet, which it opens when the first chunk is there. An error before
-    that has its own status; a later one is told by the chunk that `last_words` makes of it."""
+    """A body of chunks that are written to an outlet, and the outlet opened when the first is there. An error
+    before that has its own status; a later one is told by the chunk that `last_words` makes of it."""
 
     async def run(send: Send, parts: PartWriter) -> None:
         outlet = Outlet(send, parts, media_type)
         try:
-            await tell(outlet)
+            await write_chunks(outlet)
         except asyncio.CancelledError:
             if not (drain.aborting and outlet.opened):
                 raise

@@ -10,6 +10,8 @@ from typing import Any
 from corral.errors import CorralError, InvalidRequest, UnsupportedModel
 from corral.text.default_templates import default_template
 from corral.text.messages import Message, Text, Tool, ToolCall, ToolResult, message_dict, tool_dict
+from corral.text.parsers.parser import Parser, PlainParser
+from corral.text.parsers.table import MakeParser, find_parser
 from corral.text.render_frames import TemplateFailed
 from corral.text.renderer import Renderer, shared_renderer
 from corral.text.seals import Seals
@@ -87,6 +89,19 @@ class ChatTemplate:
             return "probe0" in self.render([Message("system", (Text("probe0"),)), _HELLO])
         except CorralError:
             return False
+
+    @functools.cached_property
+    def _make_parser(self) -> MakeParser | None:
+        return find_parser(self.source)
+
+    @property
+    def supports_thinking(self) -> bool:
+        """Whether the model tells its thoughts from what it says."""
+        return self._make_parser is not None
+
+    def parser(self, prompt: Sequence[int]) -> Parser:
+        """What reads a reply to a prompt of `encode`'s."""
+        return self._make_parser(self._tokenizer, prompt) if self._make_parser else PlainParser()
 
     def _render(
         self,

@@ -4,10 +4,10 @@ from starlette.requests import Request
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.ollama_options import read_keep_alive, read_options
-from corral.server.dialects.ollama_replies import OllamaReply
+from corral.server.dialects.ollama_shape import OllamaShape
 from corral.server.dialects.ollama_types import ChatRequest, GenerateRequest, Generating
 from corral.server.dialects.ollama_types import Message as WireMessage
-from corral.server.generation import Conversation, Generation, Overflow, Prompt, with_system
+from corral.server.generation import Conversation, Generation, Overflow, Prompt, Think, with_system
 from corral.server.routes import Row
 from corral.server.service import Service
 from corral.server.wire import decode
@@ -17,6 +17,7 @@ from corral.text.messages import Message, Role, Text, Thought
 from corral.types import MAX_TOP_LOGPROBS, Scores
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+EFFORTS = ("low", "medium", "high", "max")
 
 
 class OllamaText:
@@ -39,9 +40,9 @@ class OllamaText:
         _check_generate(wire)
         stored = await self.service.find(wire.model)
         if not wire.prompt:
-            return self._load_or_unload(wire, stored, OllamaReply(wire.model, chat=False))
-        reply = OllamaReply(wire.model, chat=False, context=not wire.raw)
-        return self._answer(wire, self._generation(wire, stored, _prompt(wire, stored)), reply)
+            return self._load_or_unload(wire, stored, OllamaShape(wire.model, chat=False))
+        shape = OllamaShape(wire.model, chat=False, context=not wire.raw)
+        return self._answer(wire, self._generation(wire, stored, _prompt(wire, stored)), shape)
 
     async def chat(self, request: Request) -> Work:
         """POST /api/chat."""
@@ -51,11 +52,11 @@ class OllamaText:
             raise InvalidRequest(f"{wire.model} does not support tools", "tools")
         messages = [_message(message, i) for i, message in enumerate(wire.messages or ())]
         stored = await self.service.find(wire.model)
-        reply = OllamaReply(wire.model, chat=True)
+        shape = OllamaShape(wire.model, chat=True)
         if not messages:
-            return self._load_or_unload(wire, stored, reply)
-        conversation = Conversation(with_system(messages, stored.system))
-        return self._answer(wire, self._generation(wire, stored, conversation), reply)
+            return self._load_or_unload(wire, stored, shape)
+        conversation = Conversation(with_system(messages, stored.system), think=_think(wire))
+        return self._answer(wire, self._generation(wire, stored, conversation), shape)
 
     def _generation(self, wire: Generating, stored: StoredModel, prompt: Prompt) -> Generation:
         options = read_options(stored.params, wire.options)
@@ -71,32 +72,30 @@ class OllamaText:
             keep_alive=read_keep_alive(wire.keep_alive),
         )
 
-    def _answer(self, wire: Generating, generation: Generation, reply: OllamaReply) -> Work:
-        return self.service.answer(generation, reply, streaming=wire.stream is not False)
+    def _answer(self, wire: Generating, generation: Generation, shape: OllamaShape) -> Work:
+        return self.service.answer(generation, shape, streaming=wire.stream is not False)
 
-    def _load_or_unload(self, wire: Generating, stored: StoredModel, reply: OllamaReply) -> Work:
+    def _load_or_unload(self, wire: Generating, stored: StoredModel, shape: OllamaShape) -> Work:
         keep_alive = read_keep_alive(wire.keep_alive)
         pool = self.service.pool
 
         async def load() -> bytes:
             async with pool.lease(stored, keep_alive=keep_alive):
-                return reply.done("load")
+                return shape.done("load")
 
         async def unload() -> bytes:
             await pool.unload(wire.model)
-            return reply.done("unload")
+            return shape.done("unload")
 
         return single(self.service.drain, unload if keep_alive == 0 else load)
 
 
 def _check_common(wire: Generating) -> None:
-    """Refuse what would change the reply and cannot be done."""
+    """Refuse what would change the shape and cannot be done."""
     if not wire.model:
         raise InvalidRequest("model is required", "model")
-    if wire.think not in (None, False, ""):
-        if isinstance(wire.think, str) and wire.think not in ("low", "medium", "high", "max"):
-            raise InvalidRequest("think must be a boolean or one of low, medium, high, max", "think")
-        raise InvalidRequest(f'"{wire.model}" does not support thinking', "think")
+    if isinstance(wire.think, str) and wire.think not in ("", *EFFORTS):
+        raise InvalidRequest(f"think must be a boolean or one of {', '.join(EFFORTS)}", "think")
     if wire.format not in (None, ""):
         raise InvalidRequest("format is not supported yet; leave it out", "format")
     if wire.debug_render_only:
@@ -108,6 +107,8 @@ def _check_common(wire: Generating) -> None:
 def _check_generate(wire: GenerateRequest) -> None:
     if wire.raw and (wire.template or wire.system or wire.context):
         raise InvalidRequest("raw mode does not support template, system, or context", "raw")
+    if wire.raw and wire.think:
+        raise InvalidRequest("raw mode does not support think; write it into the prompt", "think")
     if wire.suffix:
         raise InvalidRequest(f"{wire.model} does not support insert", "suffix")
     if wire.template:
@@ -122,7 +123,13 @@ def _prompt(wire: GenerateRequest, stored: StoredModel) -> Prompt:
         return text
     system = stored.system if wire.system is None else wire.system
     message = Message("user", (Text(text),))
-    return Conversation(with_system([message], system), wire.context or ())
+    return Conversation(with_system([message], system), wire.context or (), _think(wire))
+
+
+def _think(wire: Generating) -> Think | None:
+    if wire.think in (None, ""):
+        return None
+    return Think(bool(wire.think), wire.think if isinstance(wire.think, str) else "")
 
 
 def _message(message: WireMessage, place: int) -> Message:

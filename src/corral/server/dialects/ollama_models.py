@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from corral.errors import InvalidRequest
 from corral.pool.pool import LoadedModel
 from corral.server.details import config_fields, model_card, model_details, model_row
-from corral.server.dialects.ollama_replies import NDJSON, last_line
+from corral.server.dialects.ollama_shape import NDJSON, last_line
 from corral.server.dialects.ollama_types import ModelRequest
 from corral.server.routes import Access, Row
 from corral.server.service import Service

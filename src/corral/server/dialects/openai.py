@@ -14,8 +14,9 @@ from corral.server.dialects.openai_checks import (
     completion_params,
     completion_scores,
     read_ending,
+    read_think,
 )
-from corral.server.dialects.openai_replies import ChatReply, CompletionReply
+from corral.server.dialects.openai_shapes import ChatShape, CompletionShape
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest
 from corral.server.dialects.openai_types import Message as WireMessage
 from corral.server.generation import Conversation, Generation, Prompt, with_system
@@ -74,7 +75,7 @@ class OpenAI:
             add_bos=wire.add_special_tokens is not False,
             skip_special=wire.skip_special_tokens is not False,
         )
-        return self.service.answer(generation, CompletionReply(wire), streaming=bool(wire.stream))
+        return self.service.answer(generation, CompletionShape(wire), streaming=bool(wire.stream))
 
     async def chat(self, request: Request) -> Work:
         """POST /v1/chat/completions."""
@@ -84,16 +85,17 @@ class OpenAI:
         if not messages:
             raise InvalidRequest("[] is too short - 'messages'", "messages")
         stored = await self.service.find(wire.model)
+        conversation = Conversation(with_system(messages, stored.system), think=read_think(wire))
         generation = Generation(
             model=stored,
-            prompts=(Conversation(with_system(messages, stored.system)),),
+            prompts=(conversation,),
             params=chat_params(wire, stored.params),
             ending=read_ending(wire, stored.params),
             scores=chat_scores(wire),
             n=wire.n or 1,
             skip_special=wire.skip_special_tokens is not False,
         )
-        return self.service.answer(generation, ChatReply(wire), streaming=bool(wire.stream))
+        return self.service.answer(generation, ChatShape(wire), streaming=bool(wire.stream))
 
 
 def read_prompts(wire: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:

@@ -5,9 +5,11 @@ from typing import Any
 
 from corral.errors import InvalidRequest
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Sampling
+from corral.server.generation import Think
 from corral.types import MAX_TOP_LOGPROBS, Ending, SamplingParams, Scores
 
 MAX_N = 8
+EFFORTS = ("minimal", "low", "medium", "high", "xhigh")
 DEFAULT_COMPLETION_TOKENS = 16
 
 # field -> whether its value changes nothing; any other value is refused.
@@ -19,7 +21,7 @@ _HARMLESS: dict[str, Callable[[Any], bool]] = {
     "response_format": lambda value: value is None or value == {"type": "text"},
     "modalities": lambda value: not value or value == ["text"],
     "audio": lambda value: value is None,
-    "reasoning_effort": lambda value: value in (None, "none"),
+    "reasoning_effort": lambda value: value in (None, "none", *EFFORTS),
     "verbosity": lambda value: value in (None, "medium"),
     "web_search_options": lambda value: value is None,
     "suffix": lambda value: not value,
@@ -85,6 +87,14 @@ def completion_scores(wire: CompletionRequest) -> Scores:
     scores = Scores(wire.logprobs, wire.logprobs if wire.echo else None)
     scores.validate()
     return scores
+
+
+def read_think(wire: ChatRequest) -> Think | None:
+    """Whether the model is to think first."""
+    effort = wire.reasoning_effort
+    if effort is None:
+        return None
+    return Think(False) if effort == "none" else Think(True, effort, "reasoning_effort")
 
 
 def read_ending(wire: Sampling, defaults: Mapping[str, Any]) -> Ending:

@@ -3,25 +3,27 @@
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from corral import __version__
 from corral.server.dialects.openai_types import ChatRequest, CompletionRequest, Sampling
 from corral.server.faults import Fault, openai_body
-from corral.server.generation import Delta, Event, Finished, ScoredToken, Started
-from corral.server.wire import encode, finite
+from corral.server.generation import Admitted, Delta, Event, Finished, ScoredToken, WholeReply
+from corral.server.wire import encode, finite, present
+from corral.text.messages import Text, Thought
 
 DONE = b"data: [DONE]\n\n"
 FINGERPRINT = f"fp_corral_{__version__}"
 
 
-class OpenAIReply(ABC):
-    """What the two kinds of reply share; a subclass says how a piece of text looks."""
+class OpenAIShape(ABC):
+    """What the shapes of the two endpoints share; a subclass says how a delta looks."""
 
     stream_type = "text/event-stream; charset=utf-8"
     whole_type = "application/json"
-    text_field: bytes  # a choice up to its text, from after its index on
+    openings: Mapping[type, bytes]  # by what is said: a choice up to its text, from after its index on
     text_close: bytes  # what then comes before the log-probs
 
     def __init__(self, wire: Sampling, prefix: str, kind: str, chunk_kind: str):
@@ -34,42 +36,44 @@ class OpenAIReply(ABC):
         self.tail = b'],"usage":null}\n\n' if self.usage_wanted else b"]}\n\n"
 
         self.scored = False
-        self.heads: dict[int, bytes] = {}  # a reply's chunks up to the text
+        self.heads: dict[int, bytes] = {}  # a reply's chunks up to what is said
         self.rest = self.text_close + b',"logprobs":null,"finish_reason":null}' + self.tail
-        self.started: Started
+        self.admitted: Admitted
         self.finished: list[Finished] = []
 
-    def line(self, event: Event) -> bytes:
+    def chunk(self, event: Event) -> bytes:
         """An event's chunk, behind a reply's opening one if it is the first."""
         match event:
-            case Delta(index=index):
+            case Delta(index=index, said=said):
                 head = self.heads.get(index)
                 if head is None:
-                    return self._open(index) + self.line(event)
-                if self.scored:
-                    scores = encode(self._logprobs(event.tokens))
-                    middle = self.text_close + b',"logprobs":' + scores
-                    return b"".join((head, encode(event.text), middle, b',"finish_reason":null}', self.tail))
-                return b"".join((head, encode(event.text), self.rest))
+                    return self._open(index) + self.chunk(event)
+                rest = self._scored_rest(event.tokens) if self.scored else self.rest
+                return b"".join((head, self.openings[type(said)], encode(said.text), rest))
             case Finished(index=index):
                 opening = b"" if index in self.heads else self._open(index)
                 self.finished.append(event)
                 return opening + self.finish(event)
-            case Started():
-                self.started = event
+            case Admitted():
+                self.admitted = event
         return b""
+
+    def _scored_rest(self, tokens: Sequence[ScoredToken]) -> bytes:
+        """What comes behind a delta's text where log-probs are wanted."""
+        scores = encode(self._logprobs(tokens))
+        return b"".join((self.text_close, b',"logprobs":', scores, b',"finish_reason":null}', self.tail))
 
     def end(self) -> bytes:
         """The usage if it is wanted, and [DONE]."""
         return (self._usage_chunk() if self.usage_wanted else b"") + DONE
 
-    def whole(self, started: Started, replies: Sequence[tuple[Delta, Finished]]) -> bytes:
+    def whole(self, admitted: Admitted, replies: Sequence[WholeReply]) -> bytes:
         """The one object of a reply that is not streamed."""
         body = {
             **self.fixed,
             "object": self.kind,
-            "choices": [self.choice(delta, end) for delta, end in replies],
-            "usage": usage(started, [end for _, end in replies]),
+            "choices": [self.choice(reply) for reply in replies],
+            "usage": usage(admitted, [reply.end for reply in replies]),
             "system_fingerprint": FINGERPRINT,
         }
         return encode(body)
@@ -80,7 +84,7 @@ class OpenAIReply(ABC):
 
     def _open(self, index: int) -> bytes:
         """Begin a reply: what comes before its first chunk."""
-        self.heads[index] = self.head + b'{"index":%d,' % index + self.text_field
+        self.heads[index] = self.head + b'{"index":%d,' % index
         return self.opening(index)
 
     def opening(self, index: int) -> bytes:
@@ -92,14 +96,14 @@ class OpenAIReply(ABC):
         """A reply's last chunk."""
 
     @abstractmethod
-    def choice(self, delta: Delta, end: Finished) -> dict[str, Any]:
+    def choice(self, reply: WholeReply) -> dict[str, Any]:
         """A whole reply."""
 
     @abstractmethod
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         """Tokens with their scores."""
 
-    def chunk(self, *parts: bytes) -> bytes:
+    def around(self, *parts: bytes) -> bytes:
         """A chunk around one choice."""
         return b"".join((self.head, *parts, self.tail))
 
@@ -108,13 +112,13 @@ class OpenAIReply(ABC):
         return f"token_id:{token.id}" if self.as_ids else token.data.decode("utf-8", "replace")
 
     def _usage_chunk(self) -> bytes:
-        return self.head + b'],"usage":' + encode(usage(self.started, self.finished)) + b"}\n\n"
+        return self.head + b'],"usage":' + encode(usage(self.admitted, self.finished)) + b"}\n\n"
 
 
-class CompletionReply(OpenAIReply):
+class CompletionShape(OpenAIShape):
     """/v1/completions."""
 
-    text_field = b'"text":'
+    openings = MappingProxyType({Text: b'"text":'})
     text_close = b""
 
     def __init__(self, wire: CompletionRequest):
@@ -124,15 +128,17 @@ class CompletionReply(OpenAIReply):
     def finish(self, end: Finished) -> bytes:
         """The chunk with the reason."""
         reason = encode(end.reason.value)
-        return self.chunk(b'{"index":%d,"text":"","logprobs":null,"finish_reason":' % end.index, reason, b"}")
+        return self.around(
+            b'{"index":%d,"text":"","logprobs":null,"finish_reason":' % end.index, reason, b"}"
+        )
 
-    def choice(self, delta: Delta, end: Finished) -> dict[str, Any]:
+    def choice(self, reply: WholeReply) -> dict[str, Any]:
         """A whole reply."""
         return {
-            "index": end.index,
-            "text": delta.text,
-            "logprobs": self._logprobs(delta.tokens) if self.scored else None,
-            "finish_reason": end.reason.value,
+            "index": reply.end.index,
+            "text": reply.text,
+            "logprobs": self._logprobs(reply.tokens) if self.scored else None,
+            "finish_reason": reply.end.reason.value,
         }
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
@@ -150,10 +156,10 @@ class CompletionReply(OpenAIReply):
         return {self.name(other): finite(other.logprob or 0.0) for other in reversed(token.top)}
 
 
-class ChatReply(OpenAIReply):
-    """/v1/chat/completions."""
+class ChatShape(OpenAIShape):
+    """/v1/chat/completions. Thoughts have the name that DeepSeek gave them, which most clients read."""
 
-    text_field = b'"delta":{"content":'
+    openings = MappingProxyType({Text: b'"delta":{"content":', Thought: b'"delta":{"reasoning_content":'})
     text_close = b"}"
 
     def __init__(self, wire: ChatRequest):
@@ -162,7 +168,7 @@ class ChatReply(OpenAIReply):
 
     def opening(self, index: int) -> bytes:
         """The chunk with the role."""
-        return self.chunk(
+        return self.around(
             b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
             % index
         )
@@ -170,17 +176,18 @@ class ChatReply(OpenAIReply):
     def finish(self, end: Finished) -> bytes:
         """The chunk with the reason."""
         reason = encode(end.reason.value)
-        return self.chunk(
+        return self.around(
             b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":' % end.index, reason, b"}"
         )
 
-    def choice(self, delta: Delta, end: Finished) -> dict[str, Any]:
+    def choice(self, reply: WholeReply) -> dict[str, Any]:
         """A whole reply."""
+        said = {"content": reply.text, **present(reasoning_content=reply.thoughts)}
         return {
-            "index": end.index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
-            "logprobs": self._logprobs(delta.tokens) if self.scored else None,
-            "finish_reason": end.reason.value,
+            "index": reply.end.index,
+            "message": {"role": "assistant", **said, "refusal": None},
+            "logprobs": self._logprobs(reply.tokens) if self.scored else None,
+            "finish_reason": reply.end.reason.value,
         }
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
@@ -194,11 +201,11 @@ class ChatReply(OpenAIReply):
         return {"token": self.name(token), "logprob": finite(token.logprob or 0.0), "bytes": list(token.data)}
 
 
-def usage(started: Started, finished: Iterable[Finished]) -> dict[str, Any]:
+def usage(admitted: Admitted, finished: Iterable[Finished]) -> dict[str, Any]:
     """Each prompt counts once, however many replies it has."""
     ends = {end.index: end for end in finished}
-    replies = max(1, len(ends) // len(started.prompts))
-    prompt = sum(len(prompt.ids) for prompt in started.prompts)
+    replies = max(1, len(ends) // len(admitted.prompts))
+    prompt = sum(len(prompt.ids) for prompt in admitted.prompts)
     completion = sum(end.stats.output_tokens for end in ends.values())
     cached = sum(ends[i].stats.cached_tokens for i in range(0, len(ends), replies))
     return {
