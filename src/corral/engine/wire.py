@@ -1,38 +1,36 @@
-"""Frames on a blocking socket: the engine process's side of `protocol`."""
+"""Messages on a blocking socket: the engine process's side of `protocol`."""
 
 import socket
-import struct
 
 import msgspec
 
+from corral import frames
 from corral.engine.protocol import MAX_FRAME, FromEngine, ToEngine
+from corral.frames import HEADER, BadFrame
 
-_LENGTH = struct.Struct("<I")
+__all__ = [
+    "HEADER",
+    "BadFrame",
+    "decode_from_engine",
+    "decode_to_engine",
+    "encode_frame",
+    "frame_length",
+    "receive",
+]
+
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
-HEADER = _LENGTH.size
-
-
-class BadFrame(Exception):
-    """The other side does not speak this protocol; the connection cannot go on."""
-
 
 def encode_frame(message: ToEngine | FromEngine) -> bytes:
-    """A length and the message; BadFrame if it is too long."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME:
-        raise BadFrame(f"a frame of {len(body)} bytes is longer than {MAX_FRAME}")
-    return _LENGTH.pack(len(body)) + body
+    """The message's frame; BadFrame if it is too long."""
+    return frames.pack(_encoder.encode(message), MAX_FRAME)
 
 
 def frame_length(header: bytes | bytearray) -> int:
     """The body's length; BadFrame if it cannot be one."""
-    (length,) = _LENGTH.unpack(header)
-    if not 0 < length <= MAX_FRAME:
-        raise BadFrame(f"a frame of {length} bytes; at most {MAX_FRAME} are allowed")
-    return int(length)
+    return frames.body_length(header, MAX_FRAME)
 
 
 def decode_to_engine(body: bytes | bytearray) -> ToEngine:
@@ -53,21 +51,5 @@ def decode_from_engine(body: bytes | bytearray) -> FromEngine:
 
 def receive(connection: socket.socket) -> ToEngine | None:
     """The next message; None when the server has closed the socket between two."""
-    header = _read(connection, HEADER)
-    if not header:
-        return None
-    body = _read(connection, frame_length(bytes(header)))
-    return decode_to_engine(body)
-
-
-def _read(connection: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size:
-        count = connection.recv_into(view[done:])
-        if not count:
-            if done:
-                raise BadFrame("the socket was closed inside a frame")
-            return bytearray()
-        done += count
-    return data
+    body = frames.read(connection.recv_into, MAX_FRAME)
+    return None if body is None else decode_to_engine(body)

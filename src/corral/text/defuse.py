@@ -12,7 +12,7 @@ tokens have been found. With ⓐ for the image of "<", and <|user|> and <|assist
     parts       [361, "Say <|assistant|>!"]
 
 A template that deletes text cannot join two halves of a token; only one that tests for that very text sees a
-difference. Images begin with a cuneiform sign, which no filter changes; a conversation that has this sign or a
+difference. Images begin with a cuneiform sign, which no filter changes; a conversation that has it or a
 seal has it replaced by an image as well.
 """
 

@@ -1,23 +1,20 @@
-"""What the server and its render process say to each other: JSON behind its length."""
+"""What the server and its render process say to each other: JSON in frames."""
 
-import struct
 from typing import IO
 
-HEADER = struct.Struct("<I")
+from corral import frames
+
+MAX_FRAME = 256 << 20  # bytes; the longest body that a request can have, escaped
 
 
-def read_frame(stream: IO[bytes]) -> bytes | None:
-    """The next frame; None at the end of the stream."""
-    header = stream.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    body = stream.read(HEADER.unpack(header)[0])
-    return body if len(body) == HEADER.unpack(header)[0] else None
+def read_frame(stream: IO[bytes]) -> bytearray | None:
+    """The next frame; None at the end of the stream, BadFrame where it ends too early."""
+    return frames.read(stream.readinto, MAX_FRAME)  # type: ignore[attr-defined]
 
 
 def write_frame(stream: IO[bytes], body: bytes) -> None:
     """Send one frame."""
-    stream.write(HEADER.pack(len(body)) + body)
+    stream.write(frames.pack(body, MAX_FRAME))
     stream.flush()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from corral.config import child_environment
+from corral.frames import BadFrame
 from corral.text.render_frames import TemplateFailed, read_frame, write_frame
 
 TIME_LIMIT = 5.0  # seconds; the limit on steps ends nearly all that is hostile long before
@@ -53,7 +54,7 @@ class Renderer:
             write_frame(process.stdin, task)
             if select.select([process.stdout], [], [], TIME_LIMIT)[0]:
                 frame = read_frame(process.stdout)
-        except BrokenPipeError:
+        except (BrokenPipeError, BadFrame):
             pass
         except BaseException:  # half a frame may be on its way
             self._end()
