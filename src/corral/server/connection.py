@@ -18,13 +18,13 @@ SLOW_READER = 30.0  # seconds that a client may leave a full send buffer unread
 class Connection(H11Protocol):
     """Closes itself when it opens without a word, stops in the middle of the headers, or is not read from."""
 
-    _deadline: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
+    _header_timer: asyncio.TimerHandle | None = None  # runs while headers are awaited
+    _unread_timer: asyncio.TimerHandle | None = None  # runs while the send buffer is full
 
     def connection_made(self, transport: Any) -> None:
         """Expect a request soon, and tell the application of this connection."""
         super().connection_made(transport)
-        self._expect()
+        self._start_header_timer()
         app = self.app
 
         async def with_connection(scope: Any, receive: Any, send: Any) -> None:
@@ -35,7 +35,7 @@ class Connection(H11Protocol):
 
     def write_part(self, data: bytes) -> None:
         """Send a part of a body that has no length. It goes past h11, whose objects and tables cost more than
-        all else that a token takes here; nothing that it does later depends on these parts."""
+        all else that a token takes here; nothing that h11 does later depends on these parts."""
         if data and not self.transport.is_closing():
             if self.scope["http_version"] >= "1.1":
                 data = b"%x\r\n%b\r\n" % (len(data), data)
@@ -44,49 +44,49 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """The client takes less than it is sent: give it some time."""
         super().pause_writing()
-        self._unread = self.loop.call_later(SLOW_READER, self._hang_up)
+        self._unread_timer = self.loop.call_later(SLOW_READER, self._abort_unread)
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """The client has caught up."""
         super().resume_writing()
-        self._stop_waiting()
+        self._stop_unread_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the clock when the headers are complete."""
-        waiting = self._waiting()
+        """Stop the header timer when the headers are complete."""
+        awaited = self._headers_awaited()
         super().data_received(data)
-        if not self._waiting():
-            self._forget()
-        elif not waiting or self._deadline is None:
-            self._expect()
+        if not self._headers_awaited():
+            self._stop_header_timer()
+        elif not awaited or self._header_timer is None:
+            self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._forget()
-        self._stop_waiting()
+        """Stop both timers."""
+        self._stop_header_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
 
-    def _waiting(self) -> bool:
+    def _headers_awaited(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _expect(self) -> None:
-        self._forget()
-        self._deadline = self.loop.call_later(HEADER_TIMEOUT, self._give_up)
+    def _start_header_timer(self) -> None:
+        self._stop_header_timer()
+        self._header_timer = self.loop.call_later(HEADER_TIMEOUT, self._close_without_headers)
 
-    def _forget(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
-    def _give_up(self) -> None:
-        if self._waiting():
+    def _close_without_headers(self) -> None:
+        if self._headers_awaited():
             self.transport.close()
 
-    def _hang_up(self) -> None:
+    def _abort_unread(self) -> None:
         log.warning("a client left its answer unread for %.0f s: cancelled", SLOW_READER)
         self.transport.abort()
 
-    def _stop_waiting(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None

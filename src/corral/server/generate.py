@@ -74,28 +74,28 @@ class _Runs:
         for run in firsts:
             run.start()
 
-    def take(self, events: Sequence[Event]) -> None:
-        """Emit what a run has to say."""
+    def emit_all(self, events: Sequence[Event]) -> None:
+        """Emit a run's events; the request has begun with the first."""
         for event in events:
             self.emit(event)
         if events and not self.begun.done():
             self.begun.set_result(None)
 
     def finish(self, run: "_Run") -> None:
-        """One reply is complete; or all of them are."""
+        """Note that a reply is complete; with the last one the request is done."""
         self.unfinished.discard(run)
         if not self.unfinished and not self.done.done():
             self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """The request fails with one of its replies."""
+        """End the request with the error of one of its replies."""
         self.cancel()
         future = self.done if self.begun.done() else self.begun
         if not future.done():
             future.set_exception(error)
 
     def cancel(self) -> None:
-        """End what still runs."""
+        """Cancel every sequence that has not finished."""
         unfinished, self.unfinished = self.unfinished, set()
         for run in unfinished:
             run.cancel()
@@ -134,15 +134,15 @@ class _Run:
             self.engine.cancel(self.id)
 
     def take(self, output: Output | EngineFailed) -> None:
-        """Pass on what the engine gives. Nothing may escape to the client, which serves others too."""
+        """Pass on what the engine gives. No error may reach the engine's client, which serves others too."""
         if self not in self.runs.unfinished:
             return
         try:
-            self._take(output)
+            self._pass_on(output)
         except Exception as error:
             self.runs.fail(error)
 
-    def _take(self, output: Output | EngineFailed) -> None:
+    def _pass_on(self, output: Output | EngineFailed) -> None:
         if isinstance(output, Exception):
             raise output
         if output.error:
@@ -150,8 +150,8 @@ class _Run:
         if self.to_echo:
             self.to_echo = False
             self.scores.fill(output.prompt_logprobs)
-            self.runs.take([self.reply.echo(self.scores.values)])
-        self.runs.take(self.reply.push(output))
+            self.runs.emit_all([self.reply.echo(self.scores.values)])
+        self.runs.emit_all(self.reply.push(output))
         followers, self.followers = self.followers, ()
         for run in followers:
             run.start()

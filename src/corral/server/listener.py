@@ -36,10 +36,10 @@ class Listener(uvicorn.Server):
         self.stopped = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Wait to be told."""
+        """Serve until `stopped` is set."""
         await self.stopped.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are ours."""
+        """Leave signals to server/serve.py."""
         yield

@@ -94,8 +94,8 @@ class _Serving:
     def __init__(self, settings: Settings, listener: socket.socket, on_listening: OnListening | None):
         self.settings, self.socket, self.on_listening = settings, listener, on_listening
         self.drain = Drain()
-        self.told = asyncio.Event()
-        self.hurry = asyncio.Event()
+        self.stop_asked = asyncio.Event()
+        self.stop_at_once = asyncio.Event()
 
     async def run(self, spare: Spare | None, preload: str) -> None:
         loop = asyncio.get_running_loop()
@@ -109,13 +109,13 @@ class _Serving:
         server = await asyncio.to_thread(self._listener, store, pool)
         serving = asyncio.create_task(server.serve([self.socket]))
         if loading:
-            loading.add_done_callback(_settle)
+            loading.add_done_callback(_collect_garbage_from_now)
         else:
-            _settle()
+            _collect_garbage_from_now()
         try:
             if self.on_listening:
                 self.on_listening(*self.socket.getsockname()[:2])
-            await self._until_told(serving)
+            await self._until_stop_is_asked(serving)
             await self._drain()
         finally:
             server.stopped.set()
@@ -132,14 +132,14 @@ class _Serving:
         return Listener(create_app(self.settings, store, pool, self.drain))
 
     def _signal(self) -> None:
-        if self.told.is_set():
-            self.hurry.set()
-        self.told.set()
+        if self.stop_asked.is_set():
+            self.stop_at_once.set()
+        self.stop_asked.set()
 
-    async def _until_told(self, serving: "asyncio.Task[None]") -> None:
-        told = asyncio.create_task(self.told.wait())
-        await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
+    async def _until_stop_is_asked(self, serving: "asyncio.Task[None]") -> None:
+        asked = asyncio.create_task(self.stop_asked.wait())
+        await asyncio.wait({asked, serving}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
 
     async def _drain(self) -> None:
         """Refuse new work; wait for what runs; then end what is left with an error."""
@@ -148,7 +148,7 @@ class _Serving:
             log.info(
                 "stopping: %d requests have %g s to finish", self.drain.in_flight, self.settings.drain_timeout
             )
-        hurry = asyncio.create_task(self.hurry.wait())
+        hurry = asyncio.create_task(self.stop_at_once.wait())
         finish = asyncio.create_task(self.drain.wait(self.settings.drain_timeout))
         await asyncio.wait({hurry, finish}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
@@ -159,7 +159,7 @@ class _Serving:
             await self.drain.wait(LAST_WORDS)
 
 
-def _settle(_: object = None) -> None:
+def _collect_garbage_from_now(_: object = None) -> None:
     """The start is over: collect garbage from now on, but do not walk what has been imported."""
     gc.freeze()
     gc.enable()

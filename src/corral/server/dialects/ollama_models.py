@@ -83,8 +83,8 @@ class OllamaModels:
         wire = decode(await request.body(), ModelRequest)
         steps = _pull(pull(self.service.store, _required(wire), inspect=config_fields))
         if wire.stream is not False:
-            return stream(self.service.drain, lambda outlet: _tell(steps, outlet), NDJSON, last_line)
-        return single(self.service.drain, lambda: _last(steps))
+            return stream(self.service.drain, lambda outlet: _write_steps(steps, outlet), NDJSON, last_line)
+        return single(self.service.drain, lambda: _last_step(steps))
 
 
 def _required(wire: ModelRequest) -> str:
@@ -132,14 +132,14 @@ async def _pull(progress: Generator[Progress, None, None]) -> AsyncGenerator[Pro
         await asyncio.to_thread(progress.close)
 
 
-async def _tell(steps: AsyncGenerator[Progress, None], outlet: Outlet) -> None:
+async def _write_steps(steps: AsyncGenerator[Progress, None], outlet: Outlet) -> None:
     async with aclosing(steps):
         async for step in steps:
             outlet.write(encode(_progress(step)) + b"\n")
             await outlet.open()
 
 
-async def _last(steps: AsyncGenerator[Progress, None]) -> bytes:
+async def _last_step(steps: AsyncGenerator[Progress, None]) -> bytes:
     last: dict[str, Any] = {}
     async for step in steps:
         last = _progress(step)

@@ -109,13 +109,13 @@ def read_ending(wire: Sampling, defaults: Mapping[str, Any]) -> Ending:
 def _params(wire: Sampling, defaults: Mapping[str, Any], max_tokens: int | None) -> SamplingParams:
     context = defaults.get("num_ctx")
     params = SamplingParams(
-        temperature=_or(wire.temperature, 1.0),
-        top_k=max(_or(wire.top_k, 0), 0),
-        top_p=_or(wire.top_p, 1.0),
-        min_p=_or(wire.min_p, 0.0),
-        repetition_penalty=_or(wire.repetition_penalty, 1.0),
-        presence_penalty=_or(wire.presence_penalty, 0.0),
-        frequency_penalty=_or(wire.frequency_penalty, 0.0),
+        temperature=_given(wire.temperature, 1.0),
+        top_k=max(_given(wire.top_k, 0), 0),
+        top_p=_given(wire.top_p, 1.0),
+        min_p=_given(wire.min_p, 0.0),
+        repetition_penalty=_given(wire.repetition_penalty, 1.0),
+        presence_penalty=_given(wire.presence_penalty, 0.0),
+        frequency_penalty=_given(wire.frequency_penalty, 0.0),
         logit_bias=_logit_bias(wire.logit_bias or {}),
         seed=wire.seed,
         stop_token_ids=tuple(wire.stop_token_ids or ()),
@@ -127,7 +127,7 @@ def _params(wire: Sampling, defaults: Mapping[str, Any], max_tokens: int | None)
     return params
 
 
-def _or(value: Any, default: Any) -> Any:
+def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
