@@ -96,16 +96,24 @@ def _spawn(peer: Peer, start: Start, log: IO[bytes]) -> "subprocess.Popen[bytes]
 def _wait_healthy(
     address: Address, process: "subprocess.Popen[bytes]", deadline: float, log: IO[bytes]
 ) -> None:
-    pause = 0.01
+    pause = 0.002
     while process.poll() is None:
-        with contextlib.suppress(BadReply):  # nobody there yet, or 503 while it loads
-            asyncio.run(fetch(address, "/health"))
-            return
+        if _listens(address):
+            with contextlib.suppress(BadReply):  # 503 while it loads
+                asyncio.run(fetch(address, "/health"))
+                return
         if time.perf_counter() > deadline:
             raise DidNotStart(f"it did not answer in time. {_last_words(log)}")
         time.sleep(pause)
         pause = min(0.25, pause * 1.01)  # a server that takes minutes needs the processor
     raise DidNotStart(f"it ended with status {process.returncode}. {_last_words(log)}")
+
+
+def _listens(address: Address) -> bool:
+    """Whether somebody accepts connections; cheap enough to ask while a start of 0.3 s is timed."""
+    with contextlib.suppress(OSError), socket.create_connection((address.host, address.port), timeout=1):
+        return True
+    return False
 
 
 def _last_words(log: IO[bytes]) -> str:

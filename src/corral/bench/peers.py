@@ -61,7 +61,8 @@ class Peer:
 
 
 def _corral(start: Start) -> list[str]:
-    return ["-m", "corral.cli.main", "serve", "--model", start.model]
+    # -P: the current folder is no place to import from
+    return ["-P", "-m", "corral.cli.main", "serve", "--model", start.model]
 
 
 def _corral_environment(start: Start) -> dict[str, str]:
