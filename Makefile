@@ -2,6 +2,7 @@
 # make test   set up, run every check and every test that this machine can (about 6 minutes)
 # make test-neon  the kernels for 64-bit ARM, cross-compiled and run under qemu-user
 # make check  format, lint, types, import rules, line budget
+# make gate OLD=COMMIT  compare a commit with the newest one, and fail if 3 % are lost anywhere; NEW=COMMIT, GATE=options
 # make bench  the two real models against llama-server and vLLM, where installed (docs/benchmarks); BENCH=options
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := CMakeLists.txt $(wildcard native/*)
 
-.PHONY: run setup dev test test-all test-neon check format bench native clean
+.PHONY: run setup dev test test-all test-neon check format gate bench native clean
 
 run: setup
 	@$(BIN)/corral serve --model smollm2:135m
@@ -52,6 +53,9 @@ test-all: check
 
 test-neon: dev
 	@$(BIN)/python -m pytest -v tests/executors/test_native_kernels.py
+
+gate: dev
+	@$(BIN)/python scripts/gate.py $(or $(OLD),main) $(or $(NEW),HEAD) $(GATE)
 
 bench: dev
 	@mkdir -p build

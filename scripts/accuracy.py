@@ -24,6 +24,8 @@ from corral.store.local import Store
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens"
 MODELS = {"smollm2:135m": "smollm2", "gemma3:270m": "gemma3"}
 
+Scores = dict[str, list[dict[int, float]]]  # of each passage, what `score` gives
+
 
 def main() -> int:
     peers = json.loads((GOLDENS / "llama_cpp.json").read_text())
@@ -33,17 +35,24 @@ def main() -> int:
         store.find(model)  # says how to fetch it
         start = Start(sys.executable, model, "", free_port(), 1, 2048, 0)
         with launched(PEERS["corral"], start, 300.0) as server:
-            figures = measure(server.target, np.load(GOLDENS / f"{name}.npz"), peers[name]["left_out"])
+            goldens = np.load(GOLDENS / f"{name}.npz")
+            scores = {passage: score(server.target, tokens) for passage, tokens in passages(goldens).items()}
+        figures = measure(scores, goldens, peers[name]["left_out"])
         peer = {key: peers[name][key] for key in ("mean_kl", "top1")}
         print(json.dumps({"model": model, **figures, "llama_cpp": peer}), flush=True)
     return 0
 
 
-def measure(target: Target, goldens: Any, left_out: dict[str, list[int]]) -> dict[str, float]:
+def passages(goldens: Any) -> dict[str, Any]:
+    """The token ids of each golden passage by its name."""
+    names = sorted({key.rsplit(".", 1)[0] for key in goldens.files})
+    return {name: goldens[f"{name}.tokens"] for name in names}
+
+
+def measure(scores: Scores, goldens: Any, left_out: dict[str, list[int]]) -> dict[str, float]:
     """Figures over all passages, without the positions left out."""
     divergences, agree = [], []
-    for name in sorted({key.rsplit(".", 1)[0] for key in goldens.files}):
-        rows = score(target, goldens[f"{name}.tokens"])
+    for name, rows in scores.items():
         truth = zip(goldens[f"{name}.top_ids"], goldens[f"{name}.top_logprobs"], rows, strict=False)
         for position, (ids, logprobs, row) in enumerate(truth):
             if position not in left_out.get(name, []):
@@ -58,7 +67,7 @@ def measure(target: Target, goldens: Any, left_out: dict[str, list[int]]) -> dic
 
 
 def score(target: Target, tokens: "np.ndarray") -> list[dict[int, float]]:
-    """The server's 20 likeliest next tokens after each prefix, {id: log-prob}."""
+    """The server's 20 likeliest next tokens after each prefix of `tokens`, {id: log-prob}."""
     body = {"model": target.model, "prompt": tokens.tolist(), "max_tokens": 0, "echo": True, "logprobs": 20}
     data = json.dumps(body | {"return_tokens_as_token_ids": True}).encode()
     reply = json.loads(asyncio.run(fetch(target.address, "/v1/completions", data, 600.0)))

@@ -1,13 +1,11 @@
 """The files that scripts/model_variants.py writes for benchmarks."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+import model_variants
 from batches import Part, blocks_for, make_batch
 from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
@@ -17,26 +15,14 @@ from corral.weights.gguf_source import GGUFSource
 from corral.weights.tensors import load_tensor
 from gguf_files import tiny_llama
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "model_variants.py"
-
-
-@pytest.fixture(scope="module")
-def variants() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("model_variants", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["model_variants"] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("source") / "tiny.gguf")
 
 
-def test_requantise_keeps_weights_within_a_step_and_the_vocabulary(variants, source, tmp_path):
-    variants.requantise(source, tmp_path / "q4_0.gguf")
+def test_requantise_keeps_weights_within_a_step_and_the_vocabulary(source, tmp_path):
+    model_variants.requantise(source, tmp_path / "q4_0.gguf")
     before, after = open_gguf(source), open_gguf(tmp_path / "q4_0.gguf")
     assert list(after.tensors) == list(before.tensors)
     changed = 0
@@ -53,9 +39,9 @@ def test_requantise_keeps_weights_within_a_step_and_the_vocabulary(variants, sou
     assert encode[0] == encode[1]
 
 
-def test_random_llama_has_the_mix_and_finite_logits(variants, source, tmp_path):
-    shape = variants.Shape(layers=8, hidden=256, ffn=512, heads=4, kv_heads=2, context=128)
-    variants.random_llama(source, tmp_path / "random.gguf", shape)
+def test_random_llama_has_the_mix_and_finite_logits(source, tmp_path):
+    shape = model_variants.Shape(layers=8, hidden=256, ffn=512, heads=4, kv_heads=2, context=128)
+    model_variants.random_llama(source, tmp_path / "random.gguf", shape)
     gguf = open_gguf(tmp_path / "random.gguf")
     kinds = {name: load_tensor(gguf, name).type_name for name in gguf.tensors}
     assert kinds["blk.0.ffn_down.weight"] == kinds["blk.7.attn_v.weight"] == "Q6_K"
