@@ -14,11 +14,11 @@ import numpy as np
 
 import accuracy
 from corral.bench.dialects import Ask
-from corral.bench.launch import Started, free_port, launched
+from corral.bench.launch import Launched, free_port, launched
 from corral.bench.measure import run_nicely
 from corral.bench.peers import PEERS, Start
 from corral.bench.prompts import WORDS, Prompts
-from corral.bench.target import Reply, Target, ask
+from corral.bench.target import Target, TimedReply, ask
 from corral.errors import ServiceError
 from corral.pool.machine import usable_cores
 from gate_builds import Build
@@ -30,7 +30,7 @@ SERVED_TURNS = 4
 
 
 @dataclass(frozen=True)
-class Load:
+class Requests:
     """Users beside each other, and tokens of the prompt and reply of each."""
 
     users: int
@@ -38,8 +38,8 @@ class Load:
     reply: int
 
 
-BEFORE_MEMORY = Load(8, 200, 16)
-SERVED = {"1": Load(1, 64, 64), "20": Load(20, 64, 32)}
+BEFORE_MEMORY = Requests(8, 200, 16)
+SERVED = {"1": Requests(1, 64, 64), "20": Requests(20, 64, 32)}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Engine:
 
 
 @contextlib.contextmanager
-def served(pair: Pair, build: Build) -> Iterator[Started]:
+def served(pair: Pair, build: Build) -> Iterator[Launched]:
     """A server of a build that has given its first token."""
     settings = {
         "PYTHONPATH": "",
@@ -168,7 +168,7 @@ def measure_starts(pair: Pair, cases: Collection[str], turn: int) -> Measured:
         with served(pair, pair.builds[side]) as started:
             found["start"][side] = started.first_token
             if "memory" in cases:
-                load(started.target, BEFORE_MEMORY, turn)
+                time_replies(started.target, BEFORE_MEMORY, turn)
                 found["memory"][side] = started.tree.memory()
     return {case: sample_of([found[case][0]], [found[case][1]]) for case in cases}
 
@@ -178,17 +178,19 @@ def measure_served(pair: Pair, cases: Collection[str], _: int) -> Measured:
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(served(pair, build)) for build in pair.builds]
         return {
-            case: in_turns([partial(load, server.target, SERVED[case]) for server in servers], SERVED_TURNS)
+            case: in_turns(
+                [partial(time_replies, server.target, SERVED[case]) for server in servers], SERVED_TURNS
+            )
             for case in cases
         }
 
 
-def load(target: Target, size: Load, turn: int) -> float:
+def time_replies(target: Target, size: Requests, turn: int) -> float:
     """Seconds until all of the users have their replies; every turn has texts of its own."""
     prompts = Prompts(WORDS, 1, exact=False)
     asks = [Ask(prompts.text(size.prompt, f"{size} {turn} {user}"), size.reply) for user in range(size.users)]
 
-    async def side_by_side() -> list[Reply]:
+    async def side_by_side() -> list[TimedReply]:
         return list(await asyncio.gather(*(ask(target, each) for each in asks)))
 
     replies = run_nicely(side_by_side, lambda: None)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from corral.bench.compare import Comparison, Entrant, Plan
+from corral.bench.compare import Agenda, Comparison, Entrant
 from corral.bench.dialects import KINDS
-from corral.bench.figures import Limits
+from corral.bench.figures import Patience
 from corral.bench.launch import DidNotStart, free_port, launched
 from corral.bench.ledger import Ledger
 from corral.bench.peers import PEERS, Peer, Start
@@ -26,11 +26,11 @@ def entrant(name, kind="corral", odd=(), **fields):
     return Entrant(peer, sys.executable, {"tiny": "tiny.gguf"})
 
 
-def compared(tmp_path, entrants, models=("tiny",), patience=20.0, **plan):
+def compared(tmp_path, entrants, models=("tiny",), start_limit=20.0, **plan):
     wanted = plan.pop("wanted", Wanted(users=(1, 2), size=(32, 4)))
     path = tmp_path / "out.json"
     ledger = Ledger("corral bench compare", wanted.seed, wanted.size, path, lambda measurement: None)
-    chosen = Plan(models, wanted, patience=patience, **plan)
+    chosen = Agenda(models, wanted, start_limit=start_limit, **plan)
     Comparison(chosen, entrants, ledger, lambda what, meter: None).run()
     assert load_results(path) == ledger.results
     return ledger.results
@@ -82,13 +82,13 @@ def test_servers_that_fail_are_told_and_the_rest_goes_on(tmp_path) -> None:
 
 def test_a_server_that_does_not_answer_in_time_is_ended(tmp_path) -> None:
     before = time.monotonic()
-    results = compared(tmp_path, [entrant("late", odd=["late"])], patience=0.3, rounds=1)
+    results = compared(tmp_path, [entrant("late", odd=["late"])], start_limit=0.3, rounds=1)
     assert "did not answer in time" in results.problems[0]
     assert time.monotonic() - before < 30
 
 
 def test_idle_and_search_come_after_the_rounds(tmp_path) -> None:
-    wanted = Wanted(users=(1,), size=(16, 4), limits=Limits(rate=0.001, first=60), most=3)
+    wanted = Wanted(users=(1,), size=(16, 4), patience=Patience(rate=0.001, first=60), most=3)
     results = compared(tmp_path, [entrant("a")], rounds=1, idle=0.2, search=True, wanted=wanted)
     assert [(each.load, each.users) for each in results.measurements] == [
         ("standard", 1),
@@ -124,9 +124,9 @@ def test_a_refusal_at_the_first_request_is_told(monkeypatch) -> None:
 
 
 async def _refused(target, what):
-    from corral.bench.target import Reply
+    from corral.bench.target import TimedReply
 
-    return Reply(0.0, error="no such model")
+    return TimedReply(0.0, error="no such model")
 
 
 def test_llama_server_has_a_slot_a_user_or_one_and_all_cores() -> None:

@@ -2,16 +2,16 @@ import math
 
 import pytest
 
-from corral.bench.figures import Limits, medians, quantile, reply_figures, stall_figures
+from corral.bench.figures import Patience, medians, quantile, reply_figures, stall_figures
 from corral.bench.results import Measurement
 from corral.bench.search import most_usable, search_users
-from corral.bench.target import Reply
+from corral.bench.target import TimedReply
 
 
 def reply(began, arrivals, tokens=None, asked=0, error=""):
     count = len(arrivals) if tokens is None else tokens
     ended = arrivals[-1] if arrivals else 0.0
-    return Reply(began, tuple(arrivals), ended, 512, count, asked or count, "length", error)
+    return TimedReply(began, tuple(arrivals), ended, 512, count, asked or count, "length", error)
 
 
 def test_quantiles_lie_between_neighbours() -> None:
@@ -62,11 +62,11 @@ def test_the_stall_of_a_newcomer_is_the_waits_that_its_wait_falls_into() -> None
 
 def test_limits_hold_for_every_user() -> None:
     fine = {"failures": 0, "user_rate_min": 5.0, "first_token_max": 10.0}
-    assert Limits().met(fine)
+    assert Patience().met(fine)
     for worse in ({"failures": 1}, {"user_rate_min": 4.99}, {"first_token_max": 10.01}):
-        assert not Limits().met(fine | worse)
-    assert not Limits().met({})
-    assert Limits(rate=1, first=math.inf).met(fine | {"user_rate_min": 1.0, "first_token_max": 99.0})
+        assert not Patience().met(fine | worse)
+    assert not Patience().met({})
+    assert Patience(rate=1, first=math.inf).met(fine | {"user_rate_min": 1.0, "first_token_max": 99.0})
 
 
 def test_medians_take_the_runs_that_have_a_figure() -> None:
@@ -109,6 +109,6 @@ def test_the_search_begins_between_what_is_measured_and_trusts_medians() -> None
         tried.append(users)
         return standard(users, 30 / users)
 
-    assert search_users(Limits(rate=5.0), 256, done, run) == 6
+    assert search_users(Patience(rate=5.0), 256, done, run) == 6
     assert tried == [6, 7]
-    assert search_users(Limits(), 256, [], lambda users: None) == 0
+    assert search_users(Patience(), 256, [], lambda users: None) == 0

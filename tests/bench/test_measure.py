@@ -7,13 +7,13 @@ import pytest
 from corral.bench import session
 from corral.bench.address import parse_address
 from corral.bench.drive import Running, drive
-from corral.bench.figures import Limits
+from corral.bench.figures import Patience
 from corral.bench.ledger import Ledger
-from corral.bench.loads import LOADS, Outcome
 from corral.bench.machine import ProcessTree, describe_machine
 from corral.bench.measure import run_nicely
 from corral.bench.results import load_results
 from corral.bench.session import Wanted
+from corral.bench.workloads import WORKLOADS, Outcome
 
 
 def driven(server, tmp_path, wanted, *, search=False, rounds=1, **running):
@@ -86,7 +86,7 @@ def test_mixed_lengths_are_as_the_table_says(server, tmp_path) -> None:
 
 
 def test_reload_unloads_first_where_the_server_can(server, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("corral.bench.loads._UNLOAD", 0.01)
+    monkeypatch.setattr("corral.bench.workloads._UNLOAD", 0.01)
     fake = server("ollama")
     results = driven(fake, tmp_path, Wanted(loads=("reload",)))
     assert results.measurements[0].figures["load_to_first_token"] > 0
@@ -102,7 +102,9 @@ def test_the_search_goes_on_from_what_is_measured_and_finds_the_limit(server, tm
         return Outcome({"failures": 0, "user_rate_min": 100 / job.users, "first_token_max": job.users / 4})
 
     monkeypatch.setattr(session, "measure", modelled)
-    results = driven(server(), tmp_path, Wanted(users=(1, 5), limits=Limits(rate=10, first=9)), search=True)
+    results = driven(
+        server(), tmp_path, Wanted(users=(1, 5), patience=Patience(rate=10, first=9)), search=True
+    )
     found = {each.load: each for each in results.measurements}
     assert found["usable"].figures == {"usable_users": 10}
     tried = [each.users for each in results.measurements if each.load == "search"]
@@ -110,7 +112,7 @@ def test_the_search_goes_on_from_what_is_measured_and_finds_the_limit(server, tm
 
 
 def test_every_load_says_what_it_is() -> None:
-    assert all(load.about and load.users and load.context >= 1024 for load in LOADS.values())
+    assert all(each.about and each.users and each.context >= 1024 for each in WORKLOADS.values())
 
 
 def test_the_client_is_nice_and_its_caller_is_not() -> None:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from corral.bench.page import make_page
-from corral.bench.plots import Axis, Line, draw_plot, linear_ticks, log_ticks
+from corral.bench.plots import Axis, Curve, draw_plot, linear_ticks, log_ticks
 from corral.bench.results import Measurement, Results, Server, load_results, merge, save
 from corral.bench.tables import digits, ratio_tables, result_tables
 from corral.errors import UserError
@@ -149,7 +149,7 @@ def test_log_ticks_enclose_the_values(values) -> None:
 def test_points_are_where_the_axes_say() -> None:
     assert [Axis(0, 20, 50, 450).place(value) for value in (0, 5, 20)] == [50, 150, 450]
     assert Axis(1, 100, 200, 0, log=True).place(10) == 100
-    plot = draw_plot("t", [Line("a", 0, ((20, 10.0), (1, 5.0)))], digits)
+    plot = draw_plot("t", [Curve("a", 0, ((20, 10.0), (1, 5.0)))], digits)
     (points,) = re.findall(r'polyline points="([^"]*)"', plot)
     (x1, y1), (x2, y2) = ([float(v) for v in pair.split(",")] for pair in points.split())
     assert x1 < x2 and y1 > y2

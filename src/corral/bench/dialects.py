@@ -43,7 +43,7 @@ class Dialect:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ServerKind:
     """A server that we know: fields that it has beside the API's own."""
 
     name: str
@@ -85,7 +85,7 @@ class _Event(msgspec.Struct):
     error: Any = None
 
 
-class _Line(msgspec.Struct):
+class _OllamaLine(msgspec.Struct):
     response: str = ""
     thinking: str = ""
     done: bool = False
@@ -95,7 +95,7 @@ class _Line(msgspec.Struct):
     error: str = ""
 
 
-_event, _line = msgspec.json.Decoder(_Event), msgspec.json.Decoder(_Line)
+_event, _line = msgspec.json.Decoder(_Event), msgspec.json.Decoder(_OllamaLine)
 
 
 def _completion_body(model: str, ask: Ask) -> Body:
@@ -176,13 +176,13 @@ DIALECTS = {
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("corral", fields={"ignore_eos": True}),
-        Kind("vllm", fields={"ignore_eos": True}),
-        Kind(
+        ServerKind("corral", fields={"ignore_eos": True}),
+        ServerKind("vllm", fields={"ignore_eos": True}),
+        ServerKind(
             "llama-server", fields={"ignore_eos": True}, length_field="n_predict", cache_field="cache_prompt"
         ),
-        Kind("ollama", dialect="ollama"),
-        Kind("other", fields={"ignore_eos": True}),
-        Kind("plain"),  # one that refuses fields that it does not know
+        ServerKind("ollama", dialect="ollama"),
+        ServerKind("other", fields={"ignore_eos": True}),
+        ServerKind("plain"),  # one that refuses fields that it does not know
     )
 }

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from corral.bench.address import Address
 from corral.bench.ledger import Ledger
-from corral.bench.loads import LOADS
 from corral.bench.machine import ProcessTree
 from corral.bench.measure import run_nicely
 from corral.bench.prompts import Prompts, calibrate
@@ -13,6 +12,7 @@ from corral.bench.results import Measurement, Server
 from corral.bench.search import search_users
 from corral.bench.session import Observer, Session, Wanted, notes, usable
 from corral.bench.target import Target, detect
+from corral.bench.workloads import WORKLOADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Running:
 def drive(
     running: Running, wanted: Wanted, ledger: Ledger, observe: Observer, *, rounds: int, search: bool
 ) -> None:
-    """Run the loads `rounds` times, then search for the most users."""
+    """Run the workloads `rounds` times, then search for the most users."""
     observe(f"{running.address}: finding out what answers", None)
     target, prompts = run_nicely(lambda: _open(running), lambda: None)
     name = running.name or (
@@ -41,24 +41,26 @@ def drive(
         Server(name, target.kind.name, target.version, str(running.address), notes(target, prompts))
     )
     session = Session(name, target, prompts, tree, observe)
-    done = run_loads(session, wanted, range(rounds), ledger)
+    done = run_workloads(session, wanted, range(rounds), ledger)
     if search:
 
         def run(users: int) -> Measurement:
             ledger.add(session.search(wanted, users))
             return ledger.results.measurements[-1]
 
-        found = search_users(wanted.limits, wanted.most, done, run)
+        found = search_users(wanted.patience, wanted.most, done, run)
         ledger.add(usable(name, target.model, found))
 
 
-def run_loads(session: Session, wanted: Wanted, turns: Sequence[int], ledger: Ledger) -> list[Measurement]:
-    """Every load at every number of users, in every turn."""
+def run_workloads(
+    session: Session, wanted: Wanted, turns: Sequence[int], ledger: Ledger
+) -> list[Measurement]:
+    """Every workload at every number of users, in every turn."""
     done = []
     for turn in turns:
-        for load in (LOADS[name] for name in wanted.loads):
-            for users in wanted.users_of(load):
-                done.append(session.run(wanted, load, users, turn))
+        for workload in (WORKLOADS[name] for name in wanted.loads):
+            for users in wanted.users_of(workload):
+                done.append(session.run(wanted, workload, users, turn))
                 ledger.add(done[-1])
     return done
 

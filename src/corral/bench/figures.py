@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from corral.bench.target import Reply
+from corral.bench.target import TimedReply
 
 
 def quantile(values: Iterable[float], share: float) -> float:
@@ -17,7 +17,7 @@ def quantile(values: Iterable[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def reply_figures(replies: Sequence[Reply]) -> dict[str, float]:
+def reply_figures(replies: Sequence[TimedReply]) -> dict[str, float]:
     """What users who work side by side see. Failed answers are counted and left out of the rest."""
     good = [reply for reply in replies if not reply.error]
     figures: dict[str, float] = {
@@ -50,7 +50,7 @@ def reply_figures(replies: Sequence[Reply]) -> dict[str, float]:
     return figures
 
 
-def stall_figures(replies: Sequence[Reply], newcomer: Reply, quiet_from: float) -> dict[str, float]:
+def stall_figures(replies: Sequence[TimedReply], newcomer: TimedReply, quiet_from: float) -> dict[str, float]:
     """How a newcomer's long prompt holds up those who stream: times between their pieces before and while.
 
     Before is from `quiet_from` on; while counts every wait that any of the newcomer's wait falls into.
@@ -74,7 +74,7 @@ def stall_figures(replies: Sequence[Reply], newcomer: Reply, quiet_from: float) 
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Patience:
     """What a user puts up with."""
 
     rate: float = 5.0  # tokens a second after the first, every user

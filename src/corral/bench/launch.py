@@ -33,7 +33,7 @@ class DidNotStart(ServiceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Launched:
     """A server that has answered once."""
 
     target: Target
@@ -48,7 +48,7 @@ class Started:
 
 
 @contextlib.contextmanager
-def launched(peer: Peer, start: Start, patience: float) -> Iterator[Started]:
+def launched(peer: Peer, start: Start, limit: float) -> Iterator[Launched]:
     """A server that has loaded its model and answered; DidNotStart with its last words if it does not."""
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
@@ -56,11 +56,11 @@ def launched(peer: Peer, start: Start, patience: float) -> Iterator[Started]:
         try:
             address = Address("127.0.0.1", start.port)
             target = Target(address, start.model, peer.kind, DIALECTS[peer.kind.dialect])
-            _wait_healthy(address, process, began + patience, log)
+            _wait_healthy(address, process, began + limit, log)
             reply = asyncio.run(ask(target, Ask("Once upon a time", 2)))
             if reply.error:
                 raise DidNotStart(f"{reply.error}. {_last_words(log)}")
-            yield Started(target, ProcessTree(process.pid), reply.arrivals[0] - began, process)
+            yield Launched(target, ProcessTree(process.pid), reply.arrivals[0] - began, process)
         finally:
             _end(process)
 

@@ -1,4 +1,4 @@
-"""Runs a load and gives its figures: the client on a thread of its own, gauges on the caller's.
+"""Runs a workload and gives its figures: the client on a thread of its own, gauges on the caller's.
 
 The client's thread is nice and gives way to the server; the caller's is not, as servers are started from it.
 """
@@ -13,9 +13,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from corral.bench.gauges import Gauges
-from corral.bench.loads import Job, Load, Outcome
 from corral.bench.machine import ProcessTree
 from corral.bench.target import Meter
+from corral.bench.workloads import Job, Outcome, Workload
 
 NICENESS = 5
 EVERY = 1.0  # seconds between readings
@@ -62,8 +62,8 @@ def _done(ended: "Future[Any]", seconds: float) -> bool:
     return ended.done()
 
 
-def measure(load: Load, job: Job, tree: ProcessTree | None, watch: Watch) -> Outcome:
-    """Run one load; its figures with the gauges' and what the client itself took."""
+def measure(workload: Workload, job: Job, tree: ProcessTree | None, watch: Watch) -> Outcome:
+    """Run one workload; its figures with the gauges' and what the client itself took."""
     meter, gauges = Meter(), Gauges(job.target, tree)
 
     def tick() -> None:
@@ -71,7 +71,7 @@ def measure(load: Load, job: Job, tree: ProcessTree | None, watch: Watch) -> Out
         watch(meter)
 
     began, cpu = time.perf_counter(), time.process_time()
-    outcome = run_nicely(lambda: load.run(job, meter), tick)
+    outcome = run_nicely(lambda: workload.run(job, meter), tick)
     share = (time.process_time() - cpu) / max(1e-9, time.perf_counter() - began)
     gauges.read()
     return Outcome({**outcome.figures, **gauges.figures(), "client_cpu": share}, outcome.problems)

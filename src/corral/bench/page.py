@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from corral.bench.loads import LOADS
-from corral.bench.plots import Line, draw_plot, swatch
+from corral.bench.plots import Curve, draw_plot, swatch
 from corral.bench.results import Results, Server, selected
 from corral.bench.tables import (
     FIRST,
@@ -18,6 +17,7 @@ from corral.bench.tables import (
     ratio_tables,
     result_tables,
 )
+from corral.bench.workloads import WORKLOADS
 
 COLOURS = 8
 PLOTS: tuple[tuple[Column, bool], ...] = ((TOTAL, False), (USER, False), (FIRST, True), (GAP99, True))
@@ -95,7 +95,7 @@ def _plot(
     for (users, server), figures in middles.items():
         if column.figure in figures:
             points.setdefault(server, []).append((users, figures[column.figure] * column.scale))
-    lines = [Line(name, colours[name], tuple(found)) for name, found in points.items()]
+    lines = [Curve(name, colours[name], tuple(found)) for name, found in points.items()]
     title = f"{column.title}, {column.unit}" if column.unit else column.title
     return draw_plot(title, lines, digits, log=log)
 
@@ -129,8 +129,8 @@ def _servers_table(servers: Sequence[Server]) -> str:
 
 
 def _method(results: Results) -> list[str]:
-    used = dict.fromkeys(each.load for each in results.measurements if each.load in LOADS)
-    about = [(name, LOADS[name].about) for name in used]
+    used = dict.fromkeys(each.load for each in results.measurements if each.load in WORKLOADS)
+    about = [(name, WORKLOADS[name].about) for name in used]
     prompt, reply = results.size
     return [
         f"<p>Loads (the standard one here: {prompt} tokens of prompt, {reply} generated):</p>",

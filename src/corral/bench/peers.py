@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from corral.bench.dialects import KINDS, Kind
+from corral.bench.dialects import KINDS, ServerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Peer:
     """A server to compare. `remedy` installs it; `lasting`: it takes long to start, so once a round."""
 
     name: str
-    kind: Kind
+    kind: ServerKind
     program: str
     arguments: Arguments
     environment: Environment

@@ -11,7 +11,7 @@ MARKS = 4  # shapes, so that lines differ for those who see no colours, too
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Curve:
     """One server's points, and the place of its colour."""
 
     name: str
@@ -39,7 +39,7 @@ class Axis:
         return math.log10(value) if self.log else value
 
 
-def draw_plot(title: str, lines: Sequence[Line], show: Callable[[float], str], *, log: bool = False) -> str:
+def draw_plot(title: str, lines: Sequence[Curve], show: Callable[[float], str], *, log: bool = False) -> str:
     """An SVG element: values above numbers of users, one line a server, each point with a tip."""
     points = [point for line in lines for point in line.points if not log or point[1] > 0]
     if not points:
@@ -91,7 +91,7 @@ def _tick(x: float, y: float, text: str) -> str:
     return f'<text class="tick" x="{x:g}" y="{y:g}" text-anchor="middle">{text}</text>'
 
 
-def _line(line: Line, across: Axis, up: Axis, show: Callable[[float], str]) -> str:
+def _line(line: Curve, across: Axis, up: Axis, show: Callable[[float], str]) -> str:
     places = [(across.place(x), up.place(y), x, y) for x, y in sorted(line.points) if not up.log or y > 0]
     path = " ".join(f"{x},{y}" for x, y, _, _ in places)
     marks = "".join(

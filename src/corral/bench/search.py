@@ -2,27 +2,27 @@
 
 from collections.abc import Callable, Iterable
 
-from corral.bench.figures import Limits, medians
+from corral.bench.figures import Patience, medians
 from corral.bench.results import Measurement
 
 FINE = 16  # the answer is exact up to here, and to one part in this many beyond
 
 
 def search_users(
-    limits: Limits, most: int, done: Iterable[Measurement], run: Callable[[int], Measurement | None]
+    patience: Patience, most: int, done: Iterable[Measurement], run: Callable[[int], Measurement | None]
 ) -> int:
-    """The most users whom the standard load leaves within the limits, beginning from what is `done`.
+    """The most users who bear the standard workload, beginning from what is `done`.
 
     `run` measures a number of users; None where it could not.
     """
     known: dict[int, bool] = {}
     for users, runs in _by_users(done).items():
-        known[users] = limits.met(medians(runs))
+        known[users] = patience.met(medians(runs))
 
     def usable(users: int) -> bool:
         if users not in known:
             measured = run(users)
-            known[users] = measured is not None and limits.met(measured.figures)
+            known[users] = measured is not None and patience.met(measured.figures)
         return known[users]
 
     bad = min((users for users, fine in known.items() if not fine), default=0)

@@ -4,29 +4,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from corral.bench.figures import Limits
-from corral.bench.loads import LOADS, Job, Load
+from corral.bench.figures import Patience
 from corral.bench.machine import ProcessTree
 from corral.bench.measure import measure
 from corral.bench.prompts import Prompts
 from corral.bench.results import Measurement
 from corral.bench.target import Meter, Target
+from corral.bench.workloads import WORKLOADS, Job, Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to measure. No `users` means each load's own."""
+    """What to measure. No `users` means each workload's own."""
 
     loads: tuple[str, ...] = ("standard",)
     users: tuple[int, ...] = ()
     seed: str = "0"
-    size: tuple[int, int] = (512, 256)  # tokens of a prompt and of a reply, in the standard load
-    limits: Limits = field(default_factory=Limits)
+    size: tuple[int, int] = (512, 256)  # tokens of a prompt and of a reply, in the standard workload
+    patience: Patience = field(default_factory=Patience)
     most: int = 256  # users that the search tries at most
 
-    def users_of(self, load: Load) -> tuple[int, ...]:
-        """The numbers of users for a load."""
-        return self.users or load.users
+    def users_of(self, workload: Workload) -> tuple[int, ...]:
+        """The numbers of users for a workload."""
+        return self.users or workload.users
 
 
 Observer = Callable[[str, Meter | None], None]  # what is being done, and how far it is
@@ -41,31 +41,29 @@ class Session:
     prompts: Prompts
     tree: ProcessTree | None
     observe: Observer
-    model: str = ""  # in results, where the server has its own name for it
 
-    def run(self, wanted: Wanted, load: Load, users: int, turn: int) -> Measurement:
-        """Measure one load for one number of users."""
-        what = f"{self.name}: {load.name}, {users} user{'s' * (users != 1)}"
+    def run(self, wanted: Wanted, workload: Workload, users: int, turn: int) -> Measurement:
+        """Measure one workload for one number of users."""
+        load = workload.name
+        what = f"{self.name}: {load}, {users} user{'s' * (users != 1)}"
         self.observe(what, None)
-        seed = f"{wanted.seed} {load.name} {users} {turn}"
-        job = Job(self.target, self.prompts, users, seed, wanted.size)
-        outcome = measure(load, job, self.tree, lambda meter: self.observe(what, meter))
-        model = self.model or self.target.model
-        return Measurement(self.name, model, load.name, users, turn, outcome.figures, outcome.problems)
+        job = Job(self.target, self.prompts, users, f"{wanted.seed} {load} {users} {turn}", wanted.size)
+        outcome = measure(workload, job, self.tree, lambda meter: self.observe(what, meter))
+        return Measurement(self.name, self.target.model, load, users, turn, outcome.figures, outcome.problems)
 
     def search(self, wanted: Wanted, users: int) -> Measurement:
-        """Measure the standard load for the search."""
-        return replace(self.run(wanted, LOADS["standard"], users, 0), load="search")
+        """Measure the standard workload for the search."""
+        return replace(self.run(wanted, WORKLOADS["standard"], users, 0), load="search")
 
     def idle(self, seconds: float) -> Measurement:
         """What the server takes while nobody asks: shares of a core, and memory. Needs its processes."""
         assert self.tree
         self.observe(f"{self.name}: idle for {seconds:.0f} s", None)
-        time.sleep(1)  # what it puts in order after the last answer is work
+        time.sleep(1)  # after the last answer a server still has something to put in order
         before = self.tree.cpu()
         time.sleep(seconds)
         figures = {"idle_cpu": (self.tree.cpu() - before) / seconds, "memory": float(self.tree.memory())}
-        return Measurement(self.name, self.model or self.target.model, "idle", 0, 0, figures)
+        return Measurement(self.name, self.target.model, "idle", 0, 0, figures)
 
 
 def usable(session_name: str, model: str, users: int) -> Measurement:

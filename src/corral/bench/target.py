@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from corral.bench.address import Address
-from corral.bench.dialects import DIALECTS, KINDS, Ask, Dialect, Kind
+from corral.bench.dialects import DIALECTS, KINDS, Ask, Dialect, ServerKind
 from corral.bench.exchange import BadReply, exchange, fetch, plain
 from corral.errors import UserError
 
@@ -20,7 +20,7 @@ class Target:
 
     address: Address
     model: str
-    kind: Kind
+    kind: ServerKind
     dialect: Dialect
     version: str = ""
     limit: float = 600.0  # seconds for one whole answer
@@ -37,7 +37,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TimedReply:
     """One answer. Times in seconds of `time.perf_counter`; a failed one has an error and may have times."""
 
     began: float
@@ -103,14 +103,14 @@ class Stream:
         self.prompt_tokens = max(self.prompt_tokens, piece.prompt_tokens)
         self.tokens = max(self.tokens, piece.tokens)
 
-    def reply(self, began: float, error: str = "") -> Reply:
+    def reply(self, began: float, error: str = "") -> TimedReply:
         """The answer as it stands."""
         tokens = self.tokens or len(self.arrivals)  # a server that does not count sends a piece a token
         if not error and not self.arrivals:
             error = "the server's answer has no text"
         elif not error and not self.finish and tokens < self.asked:
             error = "the server's answer stops without an end"
-        return Reply(
+        return TimedReply(
             began,
             tuple(self.arrivals),
             self.ended,
@@ -122,7 +122,9 @@ class Stream:
         )
 
 
-async def ask(target: Target, what: Ask, meter: Meter | None = None, stream: Stream | None = None) -> Reply:
+async def ask(
+    target: Target, what: Ask, meter: Meter | None = None, stream: Stream | None = None
+) -> TimedReply:
     """Send one request and read its answer. A failure is told in the reply, as others may go on."""
     stream = stream or Stream(what.tokens, target.dialect, meter or Meter())
     began = time.perf_counter()
@@ -143,7 +145,7 @@ async def detect(address: Address, model: str, api: str = "auto", limit: float =
     return await _probe(target, fixed=api != "auto")
 
 
-async def identify(address: Address) -> tuple[Kind, str]:
+async def identify(address: Address) -> tuple[ServerKind, str]:
     """Which server this is, by what only it answers, and its version."""
     refused = ""
     for path, field_name, name in (
@@ -204,7 +206,7 @@ async def _probe(target: Target, *, fixed: bool) -> Target:
     raise UserError(f"{target.address} does not answer for the model '{target.model}': {problem}")
 
 
-async def until_ready(target: Target, wait: float = 300.0) -> Reply:
+async def until_ready(target: Target, wait: float = 300.0) -> TimedReply:
     """The first answer to a short request; a server that is loading (503) is asked again."""
     deadline = time.perf_counter() + wait
     while True:

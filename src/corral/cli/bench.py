@@ -12,17 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from corral.bench.address import parse_address
-from corral.bench.compare import Comparison, Entrant, Plan
+from corral.bench.compare import Agenda, Comparison, Entrant
 from corral.bench.dialects import DIALECTS
 from corral.bench.drive import Running, drive
-from corral.bench.figures import Limits
+from corral.bench.figures import Patience
 from corral.bench.ledger import Ledger
-from corral.bench.loads import LOADS, USERS
 from corral.bench.page import make_page
 from corral.bench.peers import PEERS
 from corral.bench.results import Results, encode_results, load_results, merge, save
 from corral.bench.session import Wanted
 from corral.bench.tables import ratio_tables, result_tables
+from corral.bench.workloads import USERS, WORKLOADS
 from corral.cli.bench_display import Display, print_tables
 from corral.cli.client import Client
 from corral.cli.exits import OK, UsageError
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model", "--models", type=_words, default=(), metavar="NAME", help="the model to ask for"
     )
     parser.add_argument("--users", type=_numbers, default=(), help="users side by side (default: 1,5,10,20)")
-    loads = "; ".join(f"{load.name}: {load.about}" for load in LOADS.values())
+    loads = "; ".join(f"{load.name}: {load.about}" for load in WORKLOADS.values())
     parser.add_argument("--load", type=_names, default=("standard",), dest="loads", help=f"loads. {loads}")
     parser.add_argument("--rounds", type=int, default=0, help="how often to measure (default: 1, compare: 3)")
     parser.add_argument(
@@ -171,10 +171,10 @@ def _compare(
             continue
         theirs = _folders(arguments.vllm_model, models) if peer.lasting else files
         entrants.append(Entrant(peer, program, theirs, _settings(settings) if name == "corral" else ()))
-    plan = Plan(
+    agenda = Agenda(
         models, wanted, arguments.rounds or 3, bool(arguments.search), arguments.idle, arguments.start_timeout
     )
-    Comparison(plan, entrants, ledger, display.observe).run()
+    Comparison(agenda, entrants, ledger, display.observe).run()
 
 
 def _step(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -232,7 +232,7 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
         users=arguments.users,
         seed=arguments.seed or secrets.token_hex(4),  # a server that we measured before knows the old prompts
         size=arguments.size,
-        limits=Limits(arguments.min_rate, arguments.max_first),
+        patience=Patience(arguments.min_rate, arguments.max_first),
         most=arguments.most,
     )
 
@@ -279,7 +279,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return _known(text.split(","), tuple(LOADS))
+    return _known(text.split(","), tuple(WORKLOADS))
 
 
 def _peers(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The loads by name: who asks what, and when."""
+"""The workloads by name: who asks what, and when."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from corral.bench.dialects import DIALECTS, Ask
 from corral.bench.exchange import BadReply, fetch
 from corral.bench.figures import reply_figures, stall_figures
 from corral.bench.prompts import Prompts
-from corral.bench.target import Meter, Reply, Stream, Target, ask
+from corral.bench.target import Meter, Stream, Target, TimedReply, ask
 
 MIXED_PROMPTS = (
     60,
@@ -37,7 +37,7 @@ MIXED_PROMPTS = (
     450,
 )
 MIXED_REPLIES = (200, 64, 256, 96, 32, 160, 128)
-_UNLOAD = 2.0  # seconds that a server has to let go of a model
+_UNLOAD = 2.0  # seconds that a server has to unload a model
 LONG_PROMPT, TAIL, SHORT_REPLY = 2000, 16, 16  # tokens
 STREAM_PROMPT, STREAM_REPLY, QUIET_PIECES = 128, 1500, 48
 
@@ -50,20 +50,20 @@ class Job:
     prompts: Prompts
     users: int
     seed: str
-    size: tuple[int, int] = (512, 256)  # tokens of a prompt and of a reply, in the standard load
+    size: tuple[int, int] = (512, 256)  # tokens of a prompt and of a reply, in the standard workload
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a load gave."""
+    """What a workload gave."""
 
     figures: dict[str, float]
     problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """A load: what it is, for how many users unless told, and the context that one user needs."""
+class Workload:
+    """Requests of some users. `users` are its usual numbers of them, `context` the tokens that one needs."""
 
     name: str
     about: str
@@ -128,13 +128,11 @@ async def _newcomer(job: Job, meter: Meter) -> Outcome:
         for task in tasks:
             task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
-    errors = [end.error for end in ends if isinstance(end, Reply) and end.error] + [newcomer.error] * bool(
-        newcomer.error
-    )
+    replies = [end for end in ends if isinstance(end, TimedReply)]
+    errors = [reply.error for reply in (*replies, newcomer) if reply.error]
     figures: dict[str, float] = {"failures": len(errors)}
     if newcomer.arrivals:
-        replies = [stream.reply(quiet_from) for stream in streams]
-        figures |= stall_figures(replies, newcomer, quiet_from)
+        figures |= stall_figures([stream.reply(quiet_from) for stream in streams], newcomer, quiet_from)
         figures["newcomer_prompt_tokens"] = newcomer.prompt_tokens
     if ended_before and not errors:
         errors.append(
@@ -157,7 +155,7 @@ async def _reload(job: Job, meter: Meter) -> Outcome:
     return Outcome({"failures": 0, "load_to_first_token": reply.first})
 
 
-async def _until_pieces(streams: list[Stream], tasks: "list[asyncio.Task[Reply]]", count: int) -> None:
+async def _until_pieces(streams: list[Stream], tasks: "list[asyncio.Task[TimedReply]]", count: int) -> None:
     """Wait until every stream has `count` pieces more than it had, or is at its end."""
     goals = [len(stream.arrivals) + count for stream in streams]
     while any(
@@ -167,31 +165,31 @@ async def _until_pieces(streams: list[Stream], tasks: "list[asyncio.Task[Reply]]
         await asyncio.sleep(0.02)
 
 
-async def _side_by_side(target: Target, asks: list[Ask], meter: Meter) -> list[Reply]:
+async def _side_by_side(target: Target, asks: list[Ask], meter: Meter) -> list[TimedReply]:
     return list(await asyncio.gather(*(ask(target, each, meter) for each in asks)))
 
 
-def _outcome(replies: list[Reply]) -> Outcome:
+def _outcome(replies: list[TimedReply]) -> Outcome:
     problems = dict.fromkeys(reply.error for reply in replies if reply.error)
     return Outcome(reply_figures(replies), tuple(problems)[:3])
 
 
 USERS = (1, 5, 10, 20)
-LOADS = {
-    load.name: load
-    for load in (
-        Load(
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(
             "standard", "512 tokens of prompt, 256 generated, all prompts different", _standard, USERS, 1024
         ),
-        Load(
+        Workload(
             "shared-prefix",
             "2,000 tokens that all users share, then 16 of their own",
             _shared_prefix,
             (1,),
             2304,
         ),
-        Load("newcomer", "a prompt of 2,000 tokens while others stream", _newcomer, (4,), 2304),
-        Load("reload", "the model unloaded (for everybody), then 16 tokens", _reload, (1,), 1024),
-        Load("mixed", "prompts of 40 to 650 tokens, replies of 32 to 256", _mixed, (20,), 1024),
+        Workload("newcomer", "a prompt of 2,000 tokens while others stream", _newcomer, (4,), 2304),
+        Workload("reload", "the model unloaded (for everybody), then 16 tokens", _reload, (1,), 1024),
+        Workload("mixed", "prompts of 40 to 650 tokens, replies of 32 to 256", _mixed, (20,), 1024),
     )
 }
