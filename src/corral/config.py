@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,11 @@ def parse_duration(text: str) -> float:
         raise ValueError(f"'{text}' is not a duration like 5m or 1h30m")
     units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
     return sign * sum(float(value) * units[unit] for value, unit in parts)
+
+
+def module_path() -> str:
+    """A PYTHONPATH with which a child process imports what this one does."""
+    return os.pathsep.join(path for path in sys.path if path)
 
 
 def child_environment(**changes: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from corral.bench.address import parse_address
 from corral.bench.drive import Running, drive
 from corral.bench.figures import Patience
 from corral.bench.ledger import Ledger
-from corral.bench.machine import ProcessTree, describe_machine
+from corral.bench.machine import ProcessTree, describe_machine, processor
 from corral.bench.measure import run_nicely
 from corral.bench.results import load_results
 from corral.bench.session import Wanted
@@ -152,6 +152,12 @@ def test_a_process_tree_is_summed_and_what_has_ended_left_out(tmp_path) -> None:
     assert tree.pids() == [1, 2]
     assert tree.memory() == 150 * 1024
     assert tree.cpu() == 600 / os.sysconf("SC_CLK_TCK")
+
+
+def test_processor_is_read_from_the_kernel(tmp_path) -> None:
+    (tmp_path / "cpuinfo").write_text("model name\t: Fast One\nflags\t\t: fpu avx2 fma\n\nmodel name\t: B\n")
+    assert processor(tmp_path) == ("Fast One", {"fpu", "avx2", "fma"})
+    assert processor(tmp_path / "absent")[1] == set()
 
 
 def test_the_machine_is_described_from_what_it_says(tmp_path) -> None:

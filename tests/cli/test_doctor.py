@@ -4,7 +4,6 @@ import socket
 
 import pytest
 
-from corral.cli.doctor import processor
 from gguf_files import tiny_llama
 
 
@@ -60,9 +59,3 @@ def test_a_store_that_is_a_file_fails(corral, tmp_path):
     finding = report(corral("doctor", "--json"))["store"]
     assert finding["status"] == "fail" and "CORRAL_MODELS" in finding["fix"]
     assert "chown" not in finding["fix"]
-
-
-def test_processor_is_read_from_the_kernel(tmp_path):
-    (tmp_path / "cpuinfo").write_text("model name\t: Fast One\nflags\t\t: fpu avx2 fma\n\nmodel name\t: B\n")
-    assert processor(tmp_path / "cpuinfo") == ("Fast One", {"fpu", "avx2", "fma"})
-    assert processor(tmp_path / "absent")[1] == set()

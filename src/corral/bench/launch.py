@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,11 +19,11 @@ from corral.bench.machine import ProcessTree
 from corral.bench.peers import Peer, Start
 from corral.bench.target import Target, ask
 from corral.config import child_environment
+from corral.engine.parent import die_with_parent
 from corral.errors import ServiceError
 
 _STOP = 20.0  # seconds for a server to end when asked
 _LAST_WORDS = 600  # characters of a failed server's log
-_PR_SET_PDEATHSIG = 1
 
 
 class DidNotStart(ServiceError):
@@ -73,12 +71,6 @@ def free_port() -> int:
 
 
 def _spawn(peer: Peer, start: Start, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_us() -> None:  # even by kill -9, so that no server is left on the machine
-        if libc:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
     try:
         return subprocess.Popen(
             peer.command(start),
@@ -87,7 +79,7 @@ def _spawn(peer: Peer, start: Start, log: IO[bytes]) -> "subprocess.Popen[bytes]
             stderr=log,
             env=child_environment(**peer.environment(start)),
             start_new_session=True,  # the terminal's Ctrl-C is for us
-            preexec_fn=die_with_us,
+            preexec_fn=die_with_parent,  # no server is left on the machine
         )
     except OSError as error:
         raise DidNotStart(f"{start.program} cannot be run: {error.strerror}") from None

@@ -15,19 +15,24 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 def describe_machine(proc: Path = PROC) -> dict[str, str]:
     """The machine, as a reader of a result wants to know it."""
-    cpuinfo, meminfo = _read(proc / "cpuinfo"), _read(proc / "meminfo")
-    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    has = set(flags[1].split() if flags else ())
-    total = re.search(r"^MemTotal:\s*(\d+)", meminfo, re.MULTILINE)
+    name, flags = processor(proc)
+    total = re.search(r"^MemTotal:\s*(\d+)", _read(proc / "meminfo"), re.MULTILINE)
     return {
-        "processor": name[1] if name else platform.machine(),
+        "processor": name,
         "cores": str(usable_cores()),
-        "instructions": " ".join(flag for flag in _FLAGS if flag in has) or platform.machine(),
+        "instructions": " ".join(flag for flag in _FLAGS if flag in flags) or platform.machine(),
         "memory": f"{int(total[1]) / 2**20:.0f} GiB" if total else "unknown",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def processor(proc: Path = PROC) -> tuple[str, set[str]]:
+    """The processor's name and its feature flags, as far as the system tells."""
+    cpuinfo = _read(proc / "cpuinfo")
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return name[1] if name else platform.machine(), set(flags[1].split() if flags else ())
 
 
 @dataclass(frozen=True, slots=True)

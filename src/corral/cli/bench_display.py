@@ -26,9 +26,8 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
-            self._status = self.console.status(
-                "", refresh_per_second=2
-            )  # more would take CPU from the server
+            # More updates would take CPU from the server.
+            self._status = self.console.status("", refresh_per_second=2)
             self._status.start()
         return self
 

@@ -4,13 +4,10 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
-from corral.cli.client import Client
+from corral.cli.client import Client, Json
 from corral.cli.exits import ApiError
 from corral.cli.render import go_duration
-
-Json = dict[str, Any]
 
 
 @dataclass

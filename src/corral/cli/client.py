@@ -13,7 +13,7 @@ from corral.config import Settings, host_to_call, http_address
 CONNECT = 5.0  # seconds; answers may take as long as a model takes to load
 LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")
 
-Json = dict[str, Any]
+Json = dict[str, Any]  # an object of the Ollama API
 
 
 class Client:

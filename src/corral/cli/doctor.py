@@ -5,19 +5,18 @@ import importlib.util
 import json
 import os
 import platform
-import re
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from corral import __version__
+from corral.bench.machine import processor
 from corral.cli.client import LOCAL, Client
 from corral.cli.exits import FAILED, OK
 from corral.cli.render import human_size
 from corral.config import Settings
-from corral.errors import CorralError
+from corral.errors import CorralError, UserError
 from corral.pool.machine import available_memory, usable_cores
+from corral.server.serve import bind
 from corral.store.durable import free_space
 from corral.store.local import Store
 from corral.store.sources.pip import find_pip
@@ -130,12 +129,12 @@ def check_port(settings: Settings) -> Iterator[Finding]:
         fix = "start `corral serve` there, or mend OLLAMA_HOST"
         yield Finding("server", "fail", f"nobody answers at {client.address}", fix)
         return
-    problem = _bind_problem(settings)
-    if problem:
-        fix = f"stop what uses it (ss -ltnp), or set OLLAMA_HOST={settings.host}:{settings.port + 1}"
-        yield Finding("server", "fail", f"port {settings.port} cannot be used: {problem}", fix)
-    else:
+    try:
+        bind(settings.host, settings.port).close()
         yield Finding("server", "ok", f"not running; port {settings.port} is free for `corral serve`")
+    except UserError as error:
+        problem, _, fix = str(error).partition(". ")
+        yield Finding("server", "fail", problem, fix or "set OLLAMA_HOST to another address or port")
 
 
 def check_pip(settings: Settings) -> Iterator[Finding]:
@@ -160,29 +159,6 @@ def check_models(settings: Settings, *, hashes: bool) -> Iterator[Finding]:
         yield Finding(
             "models", "ok", f"{count} in the store, {'every digest' if hashes else 'sizes'} checked"
         )
-
-
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, set[str]]:
-    """The processor's name and its feature flags."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return platform.processor() or platform.machine(), set()
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    return (name[1] if name else platform.machine()), set(flags[1].split() if flags else ())
-
-
-def _bind_problem(settings: Settings) -> str:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-            probe.listen(1)
-        except OSError as error:
-            return error.strerror or str(error)
-    return ""
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (

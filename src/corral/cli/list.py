@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from typing import Any
 
+from corral.cli.client import Json
 from corral.cli.exits import OK
 from corral.cli.models import open_models
 from corral.cli.render import human_size, since, table
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-def models_table(models: list[dict[str, Any]]) -> str:
+def models_table(models: list[Json]) -> str:
     """Rows of /api/tags for people."""
     rows = [
         (model["name"], model["digest"][:12], human_size(model["size"]), since(model["modified_at"]))

@@ -1,13 +1,11 @@
 """The models that can be had: through the server if one answers, else straight from the store."""
 
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Protocol
 
-from corral.cli.client import LOCAL, Client
+from corral.cli.client import LOCAL, Client, Json
 from corral.cli.exits import NoServer, UsageError
 from corral.config import Settings
-
-Json = dict[str, Any]
 
 
 class Models(Protocol):

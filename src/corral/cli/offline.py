@@ -3,14 +3,12 @@
 import builtins
 import dataclasses
 from collections.abc import Generator
-from typing import Any
 
+from corral.cli.client import Json
 from corral.config import Settings
 from corral.server.details import config_fields, model_card, model_row
 from corral.store.local import Store
 from corral.store.pull import pull
-
-Json = dict[str, Any]
 
 
 class StoreModels:

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Generator
 from typing import Any, Protocol, TextIO
 
+from corral.cli.client import Json
 from corral.cli.exits import ApiError
-
-Json = dict[str, Any]
 
 
 class _Display(Protocol):

@@ -2,9 +2,8 @@
 
 import argparse
 import json
-from typing import Any
 
-from corral.cli.client import Client
+from corral.cli.client import Client, Json
 from corral.cli.exits import OK
 from corral.cli.models import list_of
 from corral.cli.render import human_size, table, until
@@ -39,7 +38,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-def _processor(model: dict[str, Any]) -> str:
+def _processor(model: Json) -> str:
     """Where the model's bytes are."""
     share = round(100 * model.get("size_vram", 0) / max(1, model["size"]))
     if share in (0, 100):

@@ -30,9 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Where to listen, and a model to have ready."""
     parser.add_argument("--host", metavar="HOST[:PORT]", help="listen here instead of at OLLAMA_HOST")
     parser.add_argument("--model", help="load this model at once; fetch it if it is missing")
-    parser.add_argument(
-        "--with-parent", action="store_true", help=argparse.SUPPRESS
-    )  # stop when stdin closes
+    # For commands that start a server of their own: it stops when its standard input closes.
+    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -43,12 +42,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     gc.disable()  # until the server has started: what is imported stays
     spare = Spare()  # before our own imports, which take as long as an engine's
     try:
-        return _serve(arguments, settings, spare)
+        return _run_server(arguments, settings, spare)
     finally:
         spare.close()
 
 
-def _serve(arguments: argparse.Namespace, settings: Settings, spare: Spare) -> int:
+def _run_server(arguments: argparse.Namespace, settings: Settings, spare: Spare) -> int:
     from corral.store.local import Store
 
     store = Store(settings.models)

@@ -5,12 +5,13 @@ an engine needs.
 """
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+
+from corral.config import module_path
 
 _POLL = 0.005  # seconds between two looks at a process that is about to end
 
@@ -94,7 +95,7 @@ class Spare:
 def _environment() -> dict[str, str]:
     """Nothing of the server's own environment: an engine has no use for keys and proxies."""
     return {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": module_path(),
         "PYTHONUTF8": "1",
         "OPENBLAS_NUM_THREADS": "1",  # numpy would make threads and buffers that nothing uses
     }

@@ -5,7 +5,6 @@ server says Stop, closes the socket, or dies. It opens no network and has no sec
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import os
@@ -25,6 +24,7 @@ import msgspec
 
 from corral.engine.engine import Engine
 from corral.engine.load import import_ahead, load
+from corral.engine.parent import die_with_parent
 from corral.engine.protocol import (
     Add,
     Cancel,
@@ -39,7 +39,6 @@ from corral.engine.wire import BadFrame, encode_frame, receive
 from corral.errors import CorralError, OutOfMemory
 from corral.types import FinishReason
 
-_PR_SET_PDEATHSIG = 1
 _QUIET = 0.5  # seconds
 _OK, _BROKEN_PEER, _LOAD_FAILED = 0, 1, 2
 
@@ -69,8 +68,8 @@ def main(arguments: list[str]) -> int:
 
 def _harden() -> None:
     """Die with the server, leave no core dump of other people's prompts, and let the server see to Ctrl-C."""
+    die_with_parent()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("500")  # short of memory, the system should take an engine and not the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

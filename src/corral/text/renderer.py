@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from corral.config import child_environment
+from corral.config import child_environment, module_path
 from corral.frames import BadFrame
 from corral.text.render_frames import TemplateFailed, read_frame, write_frame
 
@@ -85,6 +85,6 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # an abort for want of memory says so there
-        env=child_environment(PYTHONPATH=":".join(path for path in sys.path if path), PYTHONUTF8="1"),
+        env=child_environment(PYTHONPATH=module_path(), PYTHONUTF8="1"),
         start_new_session=True,  # Ctrl-C is for the server
     )
