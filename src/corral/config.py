@@ -1,4 +1,4 @@
-"""The one reader of the environment: makes the frozen Settings that everything else is given."""
+"""The only reader of the environment: makes the frozen Settings that everything else is given."""
 
 import math
 import os
@@ -82,12 +82,12 @@ def parse_host(text: str) -> tuple[str, int]:
 
 
 def host_to_call(host: str) -> str:
-    """A host that reaches a server which listens at `host`."""
+    """The host to call for a server that listens at `host`: one that listens everywhere is called locally."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def http_address(host: str, port: int) -> str:
-    """`http://host:port`, where a server that listens there is called."""
+    """The address `http://host:port` at which to call a server that listens at `host`."""
     host = host_to_call(host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -118,7 +118,7 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 
 class _Environment:
-    """Typed access to variables; an empty one counts as unset."""
+    """Environment variables by type; an empty one counts as unset. UserError names one that is wrong."""
 
     def __init__(self, values: dict[str, str]):
         self.values = values
@@ -139,7 +139,7 @@ class _Environment:
         return int(text) if text else default
 
     def timeout(self, name: str, default: float) -> float:
-        """A duration; nothing or less is no limit, as in Ollama."""
+        """Seconds of a time limit; 0 or less means no limit, as in Ollama."""
         seconds = self.duration(name, default)
         return seconds if seconds > 0 else math.inf
 

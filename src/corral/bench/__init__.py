@@ -1,1 +1,1 @@
-"""The benchmark: drives any OpenAI-compatible or Ollama server, and tells how it does."""
+"""The benchmark: measures any OpenAI-compatible or Ollama server."""

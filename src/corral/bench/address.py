@@ -1,4 +1,4 @@
-"""Where a server is."""
+"""A server's address, and the head of a request to it."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -8,7 +8,7 @@ from corral.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A server's host and port; `base` goes before every path."""
+    """A server's host and port. `base` goes before the path of every request."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""Starts the servers, measures them in turns, and goes on when one fails."""
+"""Compares servers: starts them, measures them in turns, and goes on when one fails."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Work = Callable[[Session, Launched], None]
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A server that is installed, and where the models are for it: names to files or folders."""
+    """An installed server to compare, and the file or folder of each model in a format that it reads."""
 
     peer: Peer
     program: str
@@ -35,7 +35,7 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Agenda:
-    """What to compare, and how often."""
+    """What a comparison measures, and how often."""
 
     models: Sequence[str]
     wanted: Wanted
@@ -59,7 +59,7 @@ class Comparison:
         self._done: list[Measurement] = []
 
     def run(self) -> None:
-        """Measure everything that can be."""
+        """Measure every case of the agenda; what fails is noted in the ledger."""
         cases = self.agenda.cases()
         for model in self.agenda.models:
             for turn in range(self.agenda.rounds):
@@ -104,7 +104,7 @@ class Comparison:
         self._with_server(entrant, model, cases[0], work)
 
     def _search_and_idle(self, entrant: Entrant, model: str) -> None:
-        """The search for the most users and the idle server, once a model."""
+        """Search for the most users, and watch the idle server, where the agenda asks for it."""
         name, wanted = entrant.peer.name, self.agenda.wanted
         if entrant.peer.one_slot:
             return
@@ -122,7 +122,7 @@ class Comparison:
             )
 
     def _search(self, entrant: Entrant, model: str, users: int) -> Measurement | None:
-        """One try of the search, with a server of its own, as slots are fixed at the start."""
+        """Measure one number of users for the search, with a new server, as slots are fixed at the start."""
         found: list[Measurement] = []
 
         def work(session: Session, _: Launched) -> None:

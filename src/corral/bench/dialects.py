@@ -1,4 +1,4 @@
-"""The APIs that servers speak: what to ask, and what a line of the answer says."""
+"""The APIs that servers speak: the body of a request, and the meaning of a line of the answer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one line of an answer says."""
+    """The meaning of one line of an answer."""
 
     visible: bool = False  # it brings text
     finish: str = ""
@@ -44,7 +44,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """A server that we know: fields that it has beside the API's own."""
+    """A kind of server, and the fields that it takes beside those of its API."""
 
     name: str
     dialect: str = "completions"

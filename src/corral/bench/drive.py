@@ -1,4 +1,4 @@
-"""Measures one server that is running already."""
+"""Measures one server that runs already."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from corral.bench.workloads import WORKLOADS
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server to be found at an address. `pid` is its process, where that is on this machine."""
+    """A server that runs at an address. `pid` is its process if that is on this machine, else 0."""
 
     address: Address
     model: str = ""
@@ -55,7 +55,7 @@ def drive(
 def run_workloads(
     session: Session, wanted: Wanted, turns: Sequence[int], ledger: Ledger
 ) -> list[Measurement]:
-    """Every workload at every number of users, in every turn."""
+    """Measure every workload with every number of users, once a turn."""
     done = []
     for turn in turns:
         for workload in (WORKLOADS[name] for name in wanted.loads):

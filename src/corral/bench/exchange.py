@@ -17,7 +17,7 @@ CONNECT = 10.0  # seconds
 
 
 class BadReply(ServiceError):
-    """The server refused, broke off, or said what cannot be understood."""
+    """The server refused a request, broke off, or answered what this API does not have."""
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(plain(message))
@@ -25,7 +25,7 @@ class BadReply(ServiceError):
 
 
 def plain(text: str) -> str:
-    """A server's words without what could steer a terminal."""
+    """A server's text without the characters that could steer a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -41,7 +41,7 @@ class ReplyParser:
         self._chunked = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The whole lines that `data` completes; BadReply if this is not HTTP."""
+        """Take the next bytes; the lines of the body that they complete. BadReply if this is not HTTP."""
         self._raw += data
         if not self.status and not self._read_head():
             return []
@@ -54,7 +54,7 @@ class ReplyParser:
         return lines
 
     def close(self) -> list[bytes]:
-        """The connection is at its end: the last line. BadReply if the reply was cut off."""
+        """Take the end of the connection; the last line, if any. BadReply if the reply was cut off."""
         if not self.status:
             raise BadReply("the server closed the connection without an answer")
         if not self.ended and (self._chunked or self._left):
@@ -135,13 +135,13 @@ class _Reader(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
         try:
-            self._take(self.parser.feed(data), now)
+            self._hand_over(self.parser.feed(data), now)
         except Exception as error:  # also what on_line raises: it ends this request, not the loop
             self._finish(error)
         if self.parser.ended:
             self.connection_lost(None)
 
-    def _take(self, lines: list[bytes], now: float) -> None:
+    def _hand_over(self, lines: list[bytes], now: float) -> None:
         for line in lines:
             if self.parser.status == 200:
                 self._on_line(line, now)
@@ -152,7 +152,7 @@ class _Reader(asyncio.Protocol):
         if self.finished.done():
             return
         try:
-            self._take(self.parser.close(), time.perf_counter())
+            self._hand_over(self.parser.close(), time.perf_counter())
         except Exception as problem:
             error = error or problem
         self._finish(error)
@@ -166,11 +166,13 @@ class _Reader(asyncio.Protocol):
             self.finished.set_result(None)
 
 
-async def exchange(address: Address, path: str, body: bytes | None, on_line: OnLine, limit: float) -> float:
-    """GET, or POST `body`, and hand over the reply's lines; when it began. BadReply if it fails."""
+async def exchange(address: Address, path: str, body: bytes | None, on_line: OnLine, limit: float) -> None:
+    """GET, or POST `body`; `on_line` gets each line of the reply and the time at which it came.
+
+    Raises BadReply if the server cannot be reached, refuses, or takes longer than `limit` seconds.
+    """
     loop = asyncio.get_running_loop()
     context = ssl.create_default_context() if address.tls else None
-    began = time.perf_counter()
     try:
         async with asyncio.timeout(limit):
             transport, reader = await loop.create_connection(
@@ -189,11 +191,10 @@ async def exchange(address: Address, path: str, body: bytes | None, on_line: OnL
         raise BadReply(f"the connection to {address} failed: {_reason(error)}") from None
     if reader.parser.status != 200:
         raise BadReply(_refusal(reader.parser.status, reader.refusal), reader.parser.status)
-    return began
 
 
 async def fetch(address: Address, path: str, body: bytes | None = None, limit: float = CONNECT) -> bytes:
-    """The whole body of a reply."""
+    """GET, or POST `body`, and return the whole body of the reply; BadReply if it fails."""
     lines: list[bytes] = []
     await exchange(address, path, body, lambda line, _: lines.append(line), limit)
     return b"\n".join(lines)

@@ -1,4 +1,4 @@
-"""Figures from answers: exact arithmetic on times, nothing else."""
+"""Figures of a measurement, from the times of its replies."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ def quantile(values: Iterable[float], share: float) -> float:
 
 
 def reply_figures(replies: Sequence[TimedReply]) -> dict[str, float]:
-    """What users who work side by side see. Failed answers are counted and left out of the rest."""
+    """The figures of users side by side. Failed replies are counted, and left out of all other figures."""
     good = [reply for reply in replies if not reply.error]
     figures: dict[str, float] = {
         "failures": len(replies) - len(good),
@@ -75,13 +75,13 @@ def stall_figures(replies: Sequence[TimedReply], newcomer: TimedReply, quiet_fro
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """What a user puts up with."""
+    """The slowest service that a user still bears."""
 
     rate: float = 5.0  # tokens a second after the first, every user
     first: float = 10.0  # seconds to the first token, every user
 
     def met(self, figures: Mapping[str, float]) -> bool:
-        """Whether every user was served, and well enough."""
+        """Whether no reply failed, and no user was served more slowly than this."""
         return (
             not figures.get("failures", 1)
             and figures.get("user_rate_min", 0.0) >= self.rate

@@ -1,4 +1,4 @@
-"""What can be read of a server while it works: memory of its processes, use of its KV cache."""
+"""Readings of a server while it works: memory of its processes, use of its KV cache."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ class Gauges:
     silent: bool = False  # this server reports nothing of its cache
 
     def read(self) -> None:
-        """Take one reading of each kind that there is."""
+        """Read the memory, and the use of the KV cache if the server reports it."""
         if self.tree:
             self.memory.append(self.tree.memory())
         path = _PATHS.get(self.target.kind.name)
@@ -58,7 +58,7 @@ class Gauges:
             self.silent = True
 
     def figures(self) -> dict[str, float]:
-        """The most memory and KV use, and the mean waste."""
+        """The peak of memory and of KV use, and the mean share of allocated KV memory that no token used."""
         figures: dict[str, float] = {}
         if any(self.memory):
             figures["peak_memory"] = max(self.memory)

@@ -32,7 +32,7 @@ class DidNotStart(ServiceError):
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A server that has answered once."""
+    """A server that was started and has answered once."""
 
     target: Target
     tree: ProcessTree
@@ -41,13 +41,16 @@ class Launched:
 
     @property
     def alive(self) -> bool:
-        """Whether its process is still there."""
+        """Whether the server's process is still there."""
         return self.process.poll() is None
 
 
 @contextlib.contextmanager
 def launched(peer: Peer, start: Start, limit: float) -> Iterator[Launched]:
-    """A server that has loaded its model and answered; DidNotStart with its last words if it does not."""
+    """Start a server, and yield it once it has loaded its model and answered; end it afterwards.
+
+    Raises DidNotStart, with the last lines of its log, if it does not answer within `limit` seconds.
+    """
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
         process = _spawn(peer, start, log)

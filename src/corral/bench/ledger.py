@@ -1,4 +1,4 @@
-"""Keeps results as they come: nothing that was measured is lost when something later fails."""
+"""The results of a benchmark, kept as they come: nothing is lost when something later fails."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a result was measured on: this machine in words, and what a process tree takes of it."""
+"""This machine in words, and the memory and CPU time that a tree of processes takes of it."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def describe_machine(proc: Path = PROC) -> dict[str, str]:
-    """The machine, as a reader of a result wants to know it."""
+    """What a reader of results wants to know of the machine that they were measured on."""
     name, flags = processor(proc)
     total = re.search(r"^MemTotal:\s*(\d+)", _read(proc / "meminfo"), re.MULTILINE)
     return {
@@ -37,13 +37,13 @@ def processor(proc: Path = PROC) -> tuple[str, set[str]]:
 
 @dataclass(frozen=True, slots=True)
 class ProcessTree:
-    """A process and all that it started."""
+    """A process with all of its descendants."""
 
     pid: int
     proc: Path = PROC
 
     def pids(self) -> list[int]:
-        """Those that are alive; a process that has just ended is left out."""
+        """The processes that are alive."""
         found, open_ = [], [self.pid]
         while open_:
             pid = open_.pop()
@@ -62,7 +62,7 @@ class ProcessTree:
         return sum(int(size[1]) * 1024 for size in sizes if size)
 
     def cpu(self) -> float:
-        """Seconds of CPU used so far."""
+        """Seconds of CPU time that the living processes have used."""
         ticks = 0
         for pid in self.pids():
             fields = _read(self.proc / str(pid) / "stat").rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Runs a workload and gives its figures: the client on a thread of its own, gauges on the caller's.
+"""Measures one workload: the client runs on a thread of its own, the gauges on the caller's.
 
 The client's thread is nice and gives way to the server; the caller's is not, as servers are started from it.
 """
@@ -45,7 +45,7 @@ def run_nicely(work: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], No
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while not _done(ended, EVERY):
+        while not _ends_within(ended, EVERY):
             tick()
     except BaseException:
         for loop, task in state:
@@ -56,7 +56,7 @@ def run_nicely(work: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], No
     return ended.result()
 
 
-def _done(ended: "Future[Any]", seconds: float) -> bool:
+def _ends_within(ended: "Future[Any]", seconds: float) -> bool:
     with contextlib.suppress(TimeoutError):
         ended.exception(seconds)
     return ended.done()

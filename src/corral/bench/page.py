@@ -71,7 +71,7 @@ def make_page(results: Results) -> str:
 
 
 def _servers(results: Results) -> list[str]:
-    """Names in the order of their first measurement, ours first."""
+    """Names of the servers in the order of their first measurement, corral first."""
     names = dict.fromkeys(each.server for each in results.measurements)
     return sorted(names, key=lambda name: name != "corral")
 

@@ -1,4 +1,4 @@
-"""The servers that `compare` starts: how each is found, started, and what to install where one is missing."""
+"""The servers that `compare` starts: how each is started, and how to install one that is missing."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ from corral.bench.dialects import KINDS, ServerKind
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a server."""
+    """What the command line of a server is made from."""
 
     program: str
     model: str  # the name to serve it under
@@ -28,7 +28,7 @@ Environment = Callable[[Start], dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server to compare. `remedy` installs it; `lasting`: it takes long to start, so once a round."""
+    """A server to compare. `remedy` says how to install it; a `lasting` one is started once a round only."""
 
     name: str
     kind: ServerKind
@@ -40,11 +40,11 @@ class Peer:
     one_slot: bool = False
 
     def command(self, start: Start) -> list[str]:
-        """The command line."""
+        """The command line that starts this server."""
         return [start.program, *self.arguments(start)]
 
     def in_words(self, start: Start) -> str:
-        """The command for a reader: without this machine's folders, the port and the number of users."""
+        """The command line for readers: without this machine's folders, the port and the number of users."""
         if self.kind.name == "corral":
             return f"corral serve --model {start.model}"
         shown = {start.program: self.program, start.path: start.model, str(start.port): "PORT"}

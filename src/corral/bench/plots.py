@@ -12,7 +12,7 @@ MARKS = 4  # shapes, so that lines differ for those who see no colours, too
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One server's points, and the place of its colour."""
+    """One server's points (x, y), and the number of its colour."""
 
     name: str
     colour: int
@@ -21,7 +21,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Maps values to a length of the plot."""
+    """A scale of the plot, from values to pixels."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value is."""
+        """A value's place in pixels."""
         low, high = self._scaled(self.low), self._scaled(self.high)
         share = (self._scaled(value) - low) / (high - low)
         return round(self.begin + share * (self.end - self.begin), 1)

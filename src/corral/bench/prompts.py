@@ -24,7 +24,7 @@ _SAMPLE = 120  # words of the first text that is measured
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Makes texts. `overhead` tokens are the server's own (a beginning, a chat's template)."""
+    """Makes texts of known length. The server adds `overhead` tokens (the first one, a template)."""
 
     words: tuple[str, ...]
     overhead: int

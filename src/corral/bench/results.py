@@ -1,4 +1,4 @@
-"""What a benchmark found, as kept in JSON files."""
+"""The results of a benchmark, and the JSON files that keep them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One load on one server."""
+    """The figures of one workload, named `load`, on one server."""
 
     server: str
     model: str
@@ -37,7 +37,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All of it."""
+    """All that one benchmark found."""
 
     format: int = FORMAT
     made: str = ""
@@ -51,27 +51,27 @@ class Results:
     problems: tuple[str, ...] = ()  # servers that are not installed, or did not start
 
     def with_server(self, server: Server) -> "Results":
-        """With this server, in place of one of its name."""
+        """These results with `server` added, in place of one with its name."""
         kept = [each for each in self.servers if each.name != server.name]
         place = next((i for i, each in enumerate(self.servers) if each.name == server.name), len(kept))
         return replace(self, servers=(*kept[:place], server, *kept[place:]))
 
     def with_measurement(self, measurement: Measurement) -> "Results":
-        """With one more measurement."""
+        """These results with one more measurement."""
         return replace(self, measurements=(*self.measurements, measurement))
 
     def with_problem(self, problem: str) -> "Results":
-        """With one more problem, told once."""
+        """These results with one more problem, unless they have it already."""
         return self if problem in self.problems else replace(self, problems=(*self.problems, problem))
 
 
 def encode_results(results: Results) -> bytes:
-    """The JSON of a file."""
+    """The results as JSON."""
     return msgspec.json.format(msgspec.json.encode(results), indent=1)
 
 
 def save(results: Results, path: Path) -> None:
-    """Write the file whole or not at all."""
+    """Write the results to a file, whole or not at all; UserError if it cannot be written."""
     try:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_bytes(encode_results(results) + b"\n")
@@ -81,7 +81,7 @@ def save(results: Results, path: Path) -> None:
 
 
 def load_results(path: Path) -> Results:
-    """Read a file; UserError if it is not one of ours."""
+    """The results in a file; UserError if `corral bench --json` did not write it."""
     try:
         results = msgspec.json.decode(path.read_bytes(), type=Results)
     except OSError as error:
@@ -94,7 +94,7 @@ def load_results(path: Path) -> Results:
 
 
 def merge(parts: Sequence[Results]) -> Results:
-    """One result of several; measurements of one server by name are taken together."""
+    """The results of several files as one; servers of one name are one server."""
     whole = parts[0]
     for part in parts[1:]:
         for server in part.servers:
@@ -113,7 +113,7 @@ def _in_words(machine: dict[str, str]) -> str:
 
 
 def selected(measurements: Iterable[Measurement], **wanted: object) -> list[Measurement]:
-    """Those whose fields are as wanted."""
+    """The measurements whose fields equal those `wanted`."""
     return [
         each for each in measurements if all(getattr(each, name) == value for name, value in wanted.items())
     ]

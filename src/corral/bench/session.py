@@ -1,4 +1,4 @@
-"""A server that runs, ready to be measured."""
+"""Measurements of a server that runs."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from corral.bench.workloads import WORKLOADS, Job, Workload
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to measure. No `users` means each workload's own."""
+    """What to measure of a server. Empty `users` means each workload's own numbers."""
 
     loads: tuple[str, ...] = ("standard",)
     users: tuple[int, ...] = ()
@@ -25,7 +25,7 @@ class Wanted:
     most: int = 256  # users that the search tries at most
 
     def users_of(self, workload: Workload) -> tuple[int, ...]:
-        """The numbers of users for a workload."""
+        """The numbers of users to measure a workload with."""
         return self.users or workload.users
 
 
@@ -56,7 +56,7 @@ class Session:
         return replace(self.run(wanted, WORKLOADS["standard"], users, 0), load="search")
 
     def idle(self, seconds: float) -> Measurement:
-        """What the server takes while nobody asks: shares of a core, and memory. Needs its processes."""
+        """Measure the CPU (in cores) and memory that the idle server takes; `tree` must be known."""
         assert self.tree
         self.observe(f"{self.name}: idle for {seconds:.0f} s", None)
         time.sleep(1)  # after the last answer a server still has something to put in order
@@ -67,12 +67,12 @@ class Session:
 
 
 def usable(session_name: str, model: str, users: int) -> Measurement:
-    """The result of a search."""
+    """The result of a search, as a measurement."""
     return Measurement(session_name, model, "usable", users, 0, {"usable_users": users})
 
 
 def notes(target: Target, prompts: Prompts) -> tuple[str, ...]:
-    """What a reader should know about figures of this server."""
+    """What readers should know about this server's figures."""
     found = []
     if not prompts.exact:
         found.append("it does not count tokens, or not as words: a word was taken as one token of a prompt")

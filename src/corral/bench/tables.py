@@ -9,7 +9,7 @@ from corral.bench.results import Measurement, Results, selected
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure as people read it."""
+    """A figure as people read it: `scale` times its value, in `unit`."""
 
     figure: str
     title: str
@@ -18,7 +18,7 @@ class Column:
     more_is_better: bool = False
 
     def show(self, figures: Mapping[str, float]) -> str:
-        """The value in its unit, three digits; a dash where it is not known."""
+        """The value in its unit with three digits, or a dash if `figures` lack it."""
         value = figures.get(self.figure)
         return "-" if value is None else digits(value * self.scale)
 
@@ -82,7 +82,7 @@ RATIOS = (TOTAL, USER, FIRST, GAP99, MEMORY, Column("start_to_first_token", "sta
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Headings and rows of text."""
+    """A table of text."""
 
     title: str
     headings: tuple[str, ...]
@@ -90,14 +90,14 @@ class Table:
 
 
 def digits(value: float) -> str:
-    """Three digits that count, and no exponent."""
+    """A number with three significant digits and without an exponent."""
     size = abs(value)
     places = 0 if size >= 100 or value == int(value) else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{value:,.{places}f}"
 
 
 def result_tables(results: Results) -> list[Table]:
-    """A table for each model and load: medians over the rounds, one row a server and number of users."""
+    """A table for each model and workload: medians over the rounds, a row a server and number of users."""
     tables = []
     for model in dict.fromkeys(each.model for each in results.measurements):
         for load, columns in COLUMNS.items():
@@ -130,7 +130,7 @@ def middle_figures(found: Sequence[Measurement]) -> dict[tuple[int, str], dict[s
 
 
 def ratio_tables(results: Results, ours: str = "corral") -> list[Table]:
-    """For each model: our median over another's in the standard load, so turned that more is better."""
+    """For each model the ratios of corral's medians to others' in the standard workload; more is better."""
     tables = []
     for model in dict.fromkeys(each.model for each in results.measurements):
         middles = middle_figures(selected(results.measurements, model=model, load="standard"))

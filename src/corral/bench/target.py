@@ -1,4 +1,4 @@
-"""A server to measure, and what one request to it gave."""
+"""A server to measure, one request to it, and the times of its reply."""
 
 import asyncio
 import time
@@ -27,18 +27,18 @@ class Target:
 
     @property
     def exact(self) -> bool:
-        """Whether it can be told to go on after the end of a text."""
+        """Whether the server can be told to go on after the end of a text."""
         return self.dialect.open and "ignore_eos" in self.kind.fields
 
     def body(self, what: Ask) -> bytes:
-        """A request's body."""
+        """The body of a request, with the fields that only this kind of server has."""
         body = self.dialect.body(self.model, what)
         return msgspec.json.encode(self.kind.extend(body, what) if self.dialect.open else body)
 
 
 @dataclass(frozen=True, slots=True)
 class TimedReply:
-    """One answer. Times in seconds of `time.perf_counter`; a failed one has an error and may have times."""
+    """One reply; times are seconds of `time.perf_counter`. A failed one has `error`, and may have times."""
 
     began: float
     arrivals: tuple[float, ...] = ()  # of the pieces that bring text
@@ -56,19 +56,19 @@ class TimedReply:
 
     @property
     def rate(self) -> float:
-        """Tokens a second after the first; 0 if there is no second."""
+        """Tokens a second after the first token; 0 if there is no second one."""
         seconds = self.ended - self.arrivals[0]
         return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else 0.0
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between the pieces."""
+        """Seconds between the pieces of text."""
         return [later - earlier for earlier, later in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
 @dataclass(slots=True)
 class Meter:
-    """What has come so far, for whoever watches."""
+    """How much of all replies has come so far."""
 
     tokens: int = 0
     done: int = 0
@@ -76,7 +76,7 @@ class Meter:
 
 @dataclass(slots=True)
 class Stream:
-    """An answer while it comes. `meter` counts along."""
+    """A reply while it comes; its tokens are added to `meter`."""
 
     asked: int
     dialect: Dialect
@@ -104,7 +104,7 @@ class Stream:
         self.tokens = max(self.tokens, piece.tokens)
 
     def reply(self, began: float, error: str = "") -> TimedReply:
-        """The answer as it stands."""
+        """The reply as far as it has come."""
         tokens = self.tokens or len(self.arrivals)  # a server that does not count sends a piece a token
         if not error and not self.arrivals:
             error = "the server's answer has no text"
@@ -125,7 +125,7 @@ class Stream:
 async def ask(
     target: Target, what: Ask, meter: Meter | None = None, stream: Stream | None = None
 ) -> TimedReply:
-    """Send one request and read its answer. A failure is told in the reply, as others may go on."""
+    """Send one request and read its reply. A failure becomes the reply's `error`, as other requests go on."""
     stream = stream or Stream(what.tokens, target.dialect, meter or Meter())
     began = time.perf_counter()
     try:
@@ -146,7 +146,7 @@ async def detect(address: Address, model: str, api: str = "auto", limit: float =
 
 
 async def identify(address: Address) -> tuple[ServerKind, str]:
-    """Which server this is, by what only it answers, and its version."""
+    """The kind of a server, by a path that only this kind answers, and its version."""
     refused = ""
     for path, field_name, name in (
         ("/health/ready", "models", "corral"),
@@ -165,7 +165,7 @@ async def identify(address: Address) -> tuple[ServerKind, str]:
 
 
 async def _json(address: Address, path: str) -> tuple[dict[str, object], str]:
-    """An object that the server has at `path`, if any; the problem, if there is no server."""
+    """The JSON object at `path`, {} if there is none; and the problem if no server answers."""
     try:
         said = msgspec.json.decode(await fetch(address, path))
     except BadReply as error:
@@ -188,7 +188,7 @@ async def _only_model(address: Address) -> str:
 
 
 async def _probe(target: Target, *, fixed: bool) -> Target:
-    """A short request, that also loads the model: which route works, and whether our extra fields do."""
+    """Try a short request, which also loads the model; the target with a route and fields that work."""
     tries = [target]
     if target.kind.name == "other":
         routes = [target.dialect.name] if fixed else _OPENAI_ROUTES
@@ -207,7 +207,7 @@ async def _probe(target: Target, *, fixed: bool) -> Target:
 
 
 async def until_ready(target: Target, wait: float = 300.0) -> TimedReply:
-    """The first answer to a short request; a server that is loading (503) is asked again."""
+    """The reply to a short request; a server that still loads (503) is asked again for `wait` seconds."""
     deadline = time.perf_counter() + wait
     while True:
         reply = await ask(target, Ask("Once upon a time", 4))

@@ -32,7 +32,7 @@ from corral.store.local import Store
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """What to measure, how, and where the results go."""
+    """Declare what to measure, how, and where the results go."""
     parser.add_argument(
         "what",
         nargs="*",
@@ -112,11 +112,11 @@ def _configure_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Measure, and print the tables."""
+    """Run the benchmark that the arguments name, and print its tables."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers that we started must not stay
     first, *rest = arguments.what or [""]
     if first == "report":
-        merged = merge([load_results(Path(name)) for name in _some(rest)])
+        merged = merge([load_results(Path(name)) for name in _results_given(rest)])
         if arguments.json not in ("", "-"):
             save(merged, Path(arguments.json))
         return _show(merged, arguments)
@@ -193,7 +193,7 @@ def _step(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _settings(settings: Settings) -> tuple[str, ...]:
-    """What the environment changes of the engine that is compared."""
+    """The engine's settings that the environment changes, as `name: value`."""
     names = ("isa", "threads", "batch_tokens", "max_sequences", "kv_cache", "context_length")
     default = Settings()
     changed = [name for name in names if getattr(settings, name) != getattr(default, name)]
@@ -201,7 +201,7 @@ def _settings(settings: Settings) -> tuple[str, ...]:
 
 
 def _folders(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
-    """NAME=FOLDER; a folder alone is for the only model."""
+    """vLLM's folder of each model, from texts NAME=FOLDER; a folder alone is for the only model."""
     found = {}
     for text in given:
         name, equals, folder = text.rpartition("=")
@@ -213,7 +213,7 @@ def _folders(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _some(files: Sequence[str]) -> Sequence[str]:
+def _results_given(files: Sequence[str]) -> Sequence[str]:
     if not files:
         raise UsageError("which results? `corral bench report A.json B.json --html report.html`")
     return files
@@ -250,7 +250,7 @@ def _show(results: Results, arguments: argparse.Namespace) -> int:
 
 
 def _write(name: str, text: str) -> None:
-    """Print, or write a file."""
+    """Print `text` where `name` is `-`, else write it to that file."""
     if name == "-":
         print(text)
         return

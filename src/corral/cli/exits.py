@@ -15,18 +15,18 @@ exit codes:
 
 
 class UsageError(CorralError):
-    """The command line asks for something that cannot be."""
+    """The command line or a setting is wrong; the message says how it is right."""
 
 
 class NoServer(CorralError):
-    """Nobody listens where the server should be."""
+    """No server answers at the address that OLLAMA_HOST names."""
 
     def __init__(self, address: str):
         super().__init__(f"no server answers at {address}. Start one with `corral serve`, or set OLLAMA_HOST")
 
 
 class ApiError(CorralError):
-    """The server refused, or failed; the message is its own."""
+    """The server answered with an error; the message is the server's own, `status` its HTTP status."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -34,7 +34,7 @@ class ApiError(CorralError):
 
 
 def exit_code(error: CorralError) -> int:
-    """The exit code for an error."""
+    """The exit code of a command that ends with `error`."""
     if isinstance(error, ModelNotFound) or (isinstance(error, ApiError) and error.status == 404):
         return NOT_FOUND
     if isinstance(error, NoServer):

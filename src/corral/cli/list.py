@@ -11,12 +11,12 @@ from corral.config import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The beginning of a name."""
+    """Declare the beginning of the names to list."""
     parser.add_argument("prefix", nargs="?", default="", help="only models whose names begin so")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Print the table."""
+    """Print a table of the models in the store, newest first."""
     prefix = arguments.prefix.lower()
     models = [model for model in open_models(settings).list() if model["name"].lower().startswith(prefix)]
     if arguments.json:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def models_table(models: list[Json]) -> str:
-    """Rows of /api/tags for people."""
+    """The table of models that /api/tags gave."""
     rows = [
         (model["name"], model["digest"][:12], human_size(model["size"]), since(model["modified_at"]))
         for model in models

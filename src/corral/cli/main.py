@@ -1,4 +1,4 @@
-"""The `corral` command: finds the subcommand, imports it alone, and turns errors into exit codes."""
+"""The `corral` command: finds the subcommand, imports only that one, and turns errors into exit codes."""
 
 import argparse
 import json
@@ -76,7 +76,7 @@ CORRAL_MODELS where the models are. Every command takes --json.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+    """Run the command that `argv` names, and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
     try:

@@ -1,4 +1,4 @@
-"""The models that can be had: through the server if one answers, else straight from the store."""
+"""The models of a server where one answers, else those of the store on this machine."""
 
 from collections.abc import Generator
 from typing import Protocol
@@ -9,14 +9,14 @@ from corral.config import Settings
 
 
 class Models(Protocol):
-    """What list, show, rm and pull need. Answers have the shapes of Ollama's API."""
+    """What the commands list, show, rm and pull need. Answers have the shapes of Ollama's API."""
 
     def list(self) -> list[Json]:
         """Every model, newest first."""
         ...
 
     def show(self, name: str, verbose: bool) -> Json:
-        """A model's facts."""
+        """What /api/show says of a model."""
         ...
 
     def delete(self, name: str) -> None:
@@ -24,7 +24,7 @@ class Models(Protocol):
         ...
 
     def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
-        """Fetch a model; the steps."""
+        """Fetch a model and yield the steps of the pull, as /api/pull does."""
         ...
 
 
@@ -43,7 +43,7 @@ def open_models(settings: Settings, *, direct: bool = False) -> Models:
 
 
 class ServerModels:
-    """Models behind a server."""
+    """The models of a server, through its API."""
 
     def __init__(self, client: Client):
         self.client = client
@@ -66,5 +66,5 @@ class ServerModels:
 
 
 def list_of(answer: Json) -> "list[Json]":
-    """The models of an answer."""
+    """The models that an answer of /api/tags or /api/ps lists."""
     return [model for model in answer.get("models") or [] if isinstance(model, dict)]

@@ -1,4 +1,4 @@
-"""The store's models without a server, in the shapes that a server would answer."""
+"""The store's models without a server, in the shapes of a server's answers."""
 
 import builtins
 import dataclasses
@@ -18,11 +18,11 @@ class StoreModels:
         self.store = Store(settings.models)
 
     def list(self) -> builtins.list[Json]:
-        """Every whole model, newest first."""
+        """Every model whose files are all there, newest first."""
         return [model_row(stored) for stored in self.store.list()]
 
     def show(self, name: str, verbose: bool) -> Json:
-        """A model's facts."""
+        """What /api/show says of a model."""
         return model_card(self.store.find(name), verbose)
 
     def delete(self, name: str) -> None:
@@ -30,7 +30,7 @@ class StoreModels:
         self.store.delete(name)
 
     def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
-        """Fetch a model; local files are allowed, as the caller is the owner of the store."""
+        """Fetch a model and yield the steps. Local files are allowed: the user owns the store."""
         steps = pull(self.store, source, name=name, inspect=config_fields, local_files=True)
         try:
             for step in steps:

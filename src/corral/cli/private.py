@@ -1,4 +1,4 @@
-"""A server of one's own for as long as one command runs."""
+"""A server that runs for as long as one command does."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ _STOP = 10.0  # seconds for a server to stop when asked
 
 @contextlib.contextmanager
 def any_server(settings: Settings, *, verbose: bool = False) -> Generator[Client, None, None]:
-    """The server that the settings name; if none answers on this machine, a private one."""
+    """A client of the server that the settings name; if none answers on this machine, of a private one."""
     client = Client.of(settings)
     if client.alive():
         yield client
@@ -35,7 +35,7 @@ def any_server(settings: Settings, *, verbose: bool = False) -> Generator[Client
 
 @contextlib.contextmanager
 def private_server() -> Generator[Client, None, None]:
-    """`corral serve` on a free port, in a process group of its own, stopped at the end whatever happens."""
+    """A client of a `corral serve` on a free port, which is stopped at the end whatever happens."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             SERVE,

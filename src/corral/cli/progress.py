@@ -1,4 +1,4 @@
-"""Shows a pull: bars on a terminal, one plain line a status elsewhere, JSON lines when asked."""
+"""Shows the steps of a pull: bars on a terminal, a plain line a status elsewhere, JSON lines if asked for."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ class _Display(Protocol):
 
 
 def follow(steps: Generator[Json, None, None], *, as_json: bool = False, quiet: bool = False) -> None:
-    """Show every step of a pull to its end; an interrupt closes the pull."""
+    """Show every step of a pull; ApiError if it ends without success. An interrupt ends the pull."""
     display = _display(as_json)
     try:
         last = ""
@@ -79,7 +79,7 @@ class _Bars:
     def show(self, step: Json) -> None:
         status, total = str(step.get("status", "")), step.get("total")
         if total:
-            self._use(self.bars)
+            self._switch_to(self.bars)
             if status not in self.tasks:
                 self.tasks[status] = self.bars.add_task(status, total=total)
             self.bars.update(self.tasks[status], total=total, completed=step.get("completed", 0))
@@ -87,13 +87,13 @@ class _Bars:
             self.close()
             self.console.print(status)
         elif status != self.shown:
-            self._use(self.words)
+            self._switch_to(self.words)
             for task in self.words.task_ids:
                 self.words.remove_task(task)
             self.words.add_task(status, total=None)
         self.shown = status
 
-    def _use(self, wanted: Any) -> None:
+    def _switch_to(self, wanted: Any) -> None:
         if self.live is not wanted:
             self.close()
             wanted.start()

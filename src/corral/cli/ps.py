@@ -11,12 +11,12 @@ from corral.config import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The beginning of a name."""
+    """Declare the beginning of the names to list."""
     parser.add_argument("prefix", nargs="?", default="", help="only models whose names begin so")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Print the table."""
+    """Print a table of the models in memory."""
     prefix = arguments.prefix.lower()
     models = list_of(Client.of(settings).call("GET", "/api/ps"))
     models = [model for model in models if model["name"].lower().startswith(prefix)]
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _processor(model: Json) -> str:
-    """Where the model's bytes are."""
+    """Which share of a model's bytes is on CPU and on GPU, as Ollama prints it."""
     share = round(100 * model.get("size_vram", 0) / max(1, model["size"]))
     if share in (0, 100):
         return "100% GPU" if share else "100% CPU"

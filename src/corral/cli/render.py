@@ -1,4 +1,4 @@
-"""Turns facts into text for people: tables, sizes, times."""
+"""Tables, sizes and times as text for people."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ FOREVER = 20 * 365 * 86400  # what is further away than this does not end
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns, left-aligned."""
+    """A table as lines of text, its columns left-aligned."""
     widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
     lines = [
         "    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

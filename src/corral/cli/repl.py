@@ -1,4 +1,4 @@
-"""The interactive prompt."""
+"""The interactive prompt of `corral run`."""
 
 import difflib
 import sys
@@ -34,11 +34,11 @@ Begin and end a message of several lines with \"\"\". Ctrl-C stops a reply."""
 
 
 class _Leave(Exception):
-    """The user has had enough."""
+    """The user wants to leave the prompt."""
 
 
 class Repl:
-    """Reads a line, does it, until told to leave."""
+    """Reads messages and commands, and carries them out, until the user leaves."""
 
     def __init__(self, chat: Chat, history: Path, *, verbose: bool = False):
         self.chat, self.verbose = chat, verbose
@@ -57,7 +57,7 @@ class Repl:
         }
 
     def run(self) -> int:
-        """Talk until the user leaves; the exit code."""
+        """Talk until the user leaves; returns the exit code."""
         self.chat.load()
         while True:
             try:
@@ -72,7 +72,7 @@ class Repl:
                 print(f"error: {error}", file=sys.stderr)
 
     def _read(self) -> str:
-        """A message: a line, or several between triple quotes."""
+        """Read a message: a line, or several between triple quotes."""
         try:
             line = self.session.prompt(">>> ", placeholder=_grey("Send a message (/? for help)")).strip()
             if line.count(QUOTES) % 2:
@@ -189,7 +189,7 @@ def _typed(name: str, values: list[str]) -> Any:
 
 
 def _history(path: Path) -> History:
-    """The file of what was typed, readable by its owner only; none where it cannot be written."""
+    """The history of messages in a file that only its owner reads; in memory if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)

@@ -11,12 +11,12 @@ from corral.errors import CorralError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The models."""
+    """Declare the models to remove."""
     parser.add_argument("models", nargs="+", metavar="MODEL")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Remove every one that can be removed; the exit code is that of the first that cannot."""
+    """Remove every model that can be removed; the exit code is that of the first one that cannot."""
     models, code, deleted = open_models(settings), OK, []
     for name in arguments.models:
         try:

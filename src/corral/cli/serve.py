@@ -27,7 +27,7 @@ _OPENAI = (  # the package has no command of its own
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Where to listen, and a model to have ready."""
+    """Declare where to listen, and a model to load at once."""
     parser.add_argument("--host", metavar="HOST[:PORT]", help="listen here instead of at OLLAMA_HOST")
     parser.add_argument("--model", help="load this model at once; fetch it if it is missing")
     # For commands that start a server of their own: it stops when its standard input closes.
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Serve until a signal."""
+    """Serve until SIGTERM or SIGINT."""
     if arguments.host:
         host, port = parse_host(arguments.host)
         settings = dataclasses.replace(settings, host=host, port=port)
@@ -69,7 +69,7 @@ def _run_server(arguments: argparse.Namespace, settings: Settings, spare: Spare)
 
 
 def fetch(store: "Store", settings: Settings, name: str) -> None:
-    """Pull the model unless it is there."""
+    """Pull the model `name` unless it is in the store."""
     try:
         store.find(name)
     except CorralError:
@@ -80,7 +80,7 @@ def fetch(store: "Store", settings: Settings, name: str) -> None:
 
 
 def _welcome(store: "Store", host: str, port: int, wanted: str | None) -> str:
-    """Where we are, and three commands that work as pasted."""
+    """The server's address, and three commands that try it as they stand."""
     address = http_address(host, port)
     lines = [f"corral {__version__} is listening on {address}", ""]
     stored = [model.name.display for model in store.list()]
@@ -101,7 +101,7 @@ def _welcome(store: "Store", host: str, port: int, wanted: str | None) -> str:
 
 
 def _stop_with_parent() -> None:
-    """Whoever started us holds the other end of stdin; when that closes, even by kill -9, so do we."""
+    """Stop this server when its standard input closes, as when its parent has ended, even by kill -9."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -9,12 +9,12 @@ from corral.config import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The model."""
+    """Declare the model to unload."""
     parser.add_argument("model")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Unload it as soon as it is idle."""
+    """Have the server unload the model as soon as it is idle."""
     body = {"model": arguments.model, "prompt": "", "keep_alive": 0, "stream": False}
     Client.of(settings).call("POST", "/api/generate", body)
     print(json.dumps({"stopped": arguments.model}) if arguments.json else f"stopped '{arguments.model}'")

@@ -9,10 +9,10 @@ from corral.config import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Nothing but what every command takes."""
+    """Declare nothing but what every command takes."""
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Print it."""
+    """Print the version of corral."""
     print(json.dumps({"version": __version__}) if arguments.json else f"corral {__version__}")
     return OK
