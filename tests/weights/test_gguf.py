@@ -190,7 +190,6 @@ REFUSED = {
         CorruptModel,
         "True is not",
     ),
-    "split": (raw.whole([raw.scalar("split.count", raw.U16, 3)]), UnsupportedModel, "one of 3 parts; merge"),
     "tensor twice": (
         raw.whole([], [raw.tensor("a", [1])] * 2, 64),
         CorruptModel,

@@ -5,19 +5,15 @@ table and, aligned, the tensors' data. Versions 2 and 3, little-endian. No array
 API process reads metadata too. Tensors become QTensors in weights/tensors.py.
 """
 
-import contextlib
-import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from corral.errors import CorruptModel, ModelNotFound, UserError
+from corral.errors import CorruptModel
 from corral.weights.cursor import Cursor, StringArray, Value
 from corral.weights.ggml_types import REMOVED_TYPES, TENSOR_TYPES, TensorType
+from corral.weights.mapped import MappedFile
 
 __all__ = ["GGUFFile", "StringArray", "TensorInfo", "Value", "open_gguf"]
 
@@ -46,68 +42,42 @@ class TensorInfo:
     nbytes: int
 
 
-class GGUFFile:
+class GGUFFile(MappedFile):
     """An open GGUF file: `metadata` by key and `tensors` by name.
 
-    Arrays in the metadata and tensors are views on the mapped file. close() ends the arrays' lives; memory
-    that tensors still use is unmapped when the last of them is gone.
+    Arrays in the metadata and tensors are views on the mapped file; `close` ends the arrays' lives.
     """
 
-    def __init__(self, path: Path, data: mmap.mmap):
-        self.path, self.size = path, len(data)
-        self._data, self._view = data, memoryview(data)
-        cursor = Cursor(data, self._view, path.name)
+    def __init__(self, path: Path):
+        super().__init__(path, "GGUF", len(MAGIC))
+        cursor = Cursor(self.data, self.view, path.name)
         self.version, tensor_count, key_count = _read_header(cursor)
         self.metadata = _read_metadata(cursor, key_count)
         self.tensors = _read_tensors(cursor, tensor_count, _alignment(cursor, self.metadata), self.size)
-        _refuse_split(cursor, self.metadata)
 
     def tensor_bytes(self, name: str) -> memoryview:
         """The tensor's raw bytes, not copied. CorruptModel if there is no such tensor."""
         info = self.tensors.get(name)
         if info is None:
             raise CorruptModel(f"{self.path.name}: the tensor '{name}' is missing")
-        return self._view[info.offset : info.offset + info.nbytes]
+        return self.view[info.offset : info.offset + info.nbytes]
 
     def release(self, name: str) -> None:
         """Give back the memory of a tensor's pages; reading them again fetches them from the file again."""
         info = self.tensors[name]
-        start = info.offset - info.offset % mmap.PAGESIZE
-        if info.nbytes:
-            self._data.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+        self.release_bytes(info.offset, info.nbytes)
 
     def close(self) -> None:
         """End the use of the file."""
         for value in self.metadata.values():
             if isinstance(value, memoryview):
                 value.release()
-        self._view.release()
-        with contextlib.suppress(BufferError):  # tensors are still in use: the mapping goes when they do
-            self._data.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
 
 def open_gguf(path: Path | str) -> GGUFFile:
     """Map a GGUF file and read its metadata and tensor table; the errors say what is wrong and where."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < len(MAGIC):
-                raise CorruptModel(f"{path.name} is not a GGUF file: it has {size} bytes")
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise ModelNotFound(str(path)) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return GGUFFile(path, data)
+    return GGUFFile(Path(path))
 
 
 def _read_header(cursor: Cursor) -> tuple[int, int, int]:
@@ -190,10 +160,3 @@ def _read_tensor(cursor: Cursor, alignment: int) -> tuple[tuple[int, ...], Tenso
     if offset % alignment:
         cursor.corrupt(f"its offset {offset} is not a multiple of {alignment}")
     return dims, kind, offset
-
-
-def _refuse_split(cursor: Cursor, metadata: Mapping[str, Value]) -> None:
-    parts = metadata.get("split.count", 1)
-    if isinstance(parts, int) and parts > 1:
-        cursor.where = "key 'split.count'"
-        cursor.unsupported(f"the file is one of {parts} parts; merge them first (llama-gguf-split --merge)")

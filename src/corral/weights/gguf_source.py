@@ -1,13 +1,16 @@
-"""A GGUF file as a ModelSource: its own names are the canonical ones."""
+"""A GGUF model, in one file or in parts, as a ModelSource: its own names are the canonical ones."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from corral.errors import CorruptModel
 from corral.weights.fields import Fields
-from corral.weights.gguf import GGUFFile, open_gguf
-from corral.weights.source import Published, TensorInfo
+from corral.weights.gguf import GGUFFile
+from corral.weights.gguf_split import open_parts
+from corral.weights.gguf_text import read_text
+from corral.weights.source import Published, TensorInfo, TextAssets
 
 if TYPE_CHECKING:
     from corral.weights.qtensor import QTensor
@@ -18,28 +21,38 @@ _ARCHITECTURE = "general.architecture"
 class GGUFSource:
     """See ModelSource."""
 
-    def __init__(self, file: GGUFFile):
-        self.file = file
-        self.name = file.path.name
-        architecture = file.metadata.get(_ARCHITECTURE)
+    format = "gguf"
+
+    def __init__(self, files: tuple[GGUFFile, ...]):
+        self.name = files[0].path.name
+        self.metadata: Mapping[str, Any] = files[0].metadata
+        architecture = self.metadata.get(_ARCHITECTURE)
         if not isinstance(architecture, str) or not architecture:
             raise CorruptModel(f"metadata: '{_ARCHITECTURE}' must be a text, got {architecture!r:.80}")
         self.architecture = architecture
-        self.fields = Fields(_with_vocab_size(file, architecture), f"{architecture}.")
+        self.fields = Fields(_with_vocab_size(self.metadata, architecture), f"{architecture}.")
+        self._files = files
+        self._file_of = {name: file for file in files for name in file.tensors}
         self.tensors: Mapping[str, TensorInfo] = {
             info.name: TensorInfo(info.name, info.shape, info.type, info.nbytes)
+            for file in files
             for info in file.tensors.values()
         }
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map the file and read its header."""
-        return cls(open_gguf(path))
+        """Map the file, and its other parts if it is one of several, and read the headers."""
+        return cls(open_parts(path))
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
-        return self.file.size
+        """Bytes of all parts."""
+        return sum(file.size for file in self._files)
+
+    @cached_property
+    def text(self) -> TextAssets:
+        """The vocabulary and the chat templates of the metadata."""
+        return read_text(self.metadata)
 
     def named(self, published: Published) -> Self:
         """Itself."""
@@ -51,22 +64,29 @@ class GGUFSource:
             load_tensor,
         )  # with an array library, which the server does not need
 
-        return load_tensor(self.file, name)
+        return load_tensor(self._file_of.get(name, self._files[0]), name)
 
     def release(self, name: str) -> None:
         """Give the pages of a tensor back."""
-        self.file.release(name)
+        self._file_of[name].release(name)
 
     def close(self) -> None:
-        """End the use of the file."""
-        self.file.close()
+        """End the use of the files."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _with_vocab_size(file: GGUFFile, architecture: str) -> Mapping[str, object]:
+def _with_vocab_size(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
     """The metadata; `vocab_size` is the number of tokens where the file lists them."""
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    tokens = metadata.get("tokenizer.ggml.tokens")
     if tokens is None:
-        return file.metadata
+        return metadata
     if isinstance(tokens, str | int | float):
         raise CorruptModel("metadata: 'tokenizer.ggml.tokens' must be an array of texts")
-    return {**file.metadata, f"{architecture}.vocab_size": len(tokens)}
+    return {**metadata, f"{architecture}.vocab_size": len(tokens)}

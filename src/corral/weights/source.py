@@ -36,29 +36,74 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One of `of` equal parts of a tensor's rows, from 0: gates in gate_up_proj [E, 2 F, H] are 0 of 2."""
+
+    tensor: str
+    index: int
+    of: int
+
+
+Pattern = str | Part | tuple[str | Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """What a family's authors call its fields and tensors, by canonical name.
 
-    fields: the key in the authors' configuration ("text_config.hidden_size" looks inside), or a Constant.
-    tensors: the authors' name; {i} stands for a layer's number, {e} for an expert's: all e are stacked.
-    Names without a row are left as they are.
+    fields: the key in the authors' configuration, or a Constant.
+    tensors: the authors' name or a Part of a tensor; several where releases differ, of which the first that a
+    model has counts. {i} stands for a layer's number, {e} for an expert's: the tensors of all e are stacked.
+    Fields without a row are left as they are, and so are tensors, which are then refused as unused.
+    A folder translates by itself what nearly all authors call the same: see weights/hf_config.py.
     """
 
     fields: Mapping[str, str | Constant] = field(default_factory=dict)
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, Pattern] = field(default_factory=dict)
+
+
+DEFAULT_TEMPLATE = "default"  # the name of the chat template that is used unless another is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class TextAssets:
+    """What a model's files hold for the text side, not yet interpreted; `text/` makes tokeniser and template
+    of it.
+
+    vocabulary: fields by canonical name, the one of GGUF's metadata without `tokenizer.ggml.`: model, pre,
+    tokens (UTF-8, by id), token_type, scores, merges, eos_token_id, add_bos_token, add_space_prefix;
+    `rstrip_ids` are tokens that swallow the white space after them, `end_ids` tokens that end a reply beside
+    those of the other fields. Where there is a tokenizer.json, it holds the tokens, and `names` the texts of
+    bos_token, eos_token, unk_token and pad_token.
+    """
+
+    vocabulary: Mapping[str, Any]
+    tokenizer_json: bytes = b""
+    names: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)  # chat templates by name
+    sampling: Mapping[str, float] = field(
+        default_factory=dict
+    )  # the authors' defaults, by a Modelfile's names
 
 
 class ModelSource(Protocol):
     """An open model. Everything is checked against the files' real sizes before it is believed."""
 
+    format: str  # "gguf", "safetensors": for people to read, nothing depends on it
     name: str  # of the file or folder, for messages
     architecture: str  # as the source spells it: "llama", "LlamaForCausalLM"
     fields: Fields
     tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, Any]  # everything that the files say beside tensors and text, for people to read
 
     @property
     def size(self) -> int:
         """Bytes of all files with tensors."""
+        ...
+
+    @property
+    def text(self) -> TextAssets:
+        """What there is for tokeniser and templates; read when first asked for, valid until `close`."""
         ...
 
     def named(self, published: Published) -> "ModelSource":
@@ -76,3 +121,6 @@ class ModelSource(Protocol):
     def close(self) -> None:
         """End the use of the files; memory that tensors still use goes with the last of them."""
         ...
+
+    def __enter__(self) -> "ModelSource": ...
+    def __exit__(self, *_: object) -> None: ...
