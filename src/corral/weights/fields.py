@@ -5,7 +5,7 @@ Imports no array library: the server process reads fields too.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NoReturn
 
 from corral.errors import CorruptModel, UnsupportedModel
@@ -19,9 +19,20 @@ MEANINGFUL = ("rope.", "attention.", "expert")
 class Fields:
     """The fields of one model. Reading one marks it as read; `refuse_unread` refuses what is left."""
 
-    def __init__(self, values: Mapping[str, Any], prefix: str = ""):
-        """`values` by whole names: in them, and in errors, `prefix` stands before a canonical name."""
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        spelling: Mapping[str, str] | None = None,
+        meaningful: Callable[[str], bool] = lambda name: name.startswith(MEANINGFUL),
+    ):
+        """`values` by whole names: in them, and in errors, `prefix` stands before a canonical name.
+
+        `spelling` is what errors call a field by its canonical name; `meaningful` says which must be read.
+        """
         self._values, self._prefix = values, prefix
+        self._spelling, self._meaningful = spelling or {}, meaningful
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -78,18 +89,21 @@ class Fields:
     def refuse_unread(self, harmless: Iterable[str] = ()) -> None:
         """UnsupportedModel, naming them, if fields that change what the model computes were never read."""
         passed = self._read.union(harmless)
-        left = [name for name in self if name.startswith(MEANINGFUL) and name not in passed]
+        left = [name for name in self if self._meaningful(name) and name not in passed]
         if left:
-            names = ", ".join(f"'{self._prefix}{name}'" for name in sorted(left)[:5])
+            names = ", ".join(f"'{self._spelled(name)}'" for name in sorted(left)[:5])
             raise UnsupportedModel(f"metadata: this version does not know what to do with {names}")
 
     def corrupt(self, name: str, problem: str) -> NoReturn:
         """Raise CorruptModel, naming the field."""
-        raise CorruptModel(f"metadata: '{self._prefix}{name}': {problem}")
+        raise CorruptModel(f"metadata: '{self._spelled(name)}': {problem}")
 
     def unsupported(self, name: str, problem: str) -> NoReturn:
         """Raise UnsupportedModel, naming the field."""
-        raise UnsupportedModel(f"metadata: '{self._prefix}{name}': {problem}")
+        raise UnsupportedModel(f"metadata: '{self._spelled(name)}': {problem}")
+
+    def _spelled(self, name: str) -> str:
+        return self._spelling.get(name, self._prefix + name)
 
     def _scalar(self, name: str, default: Any) -> Any:
         """A single value; an array with a value for each layer is one where they are all the same."""
