@@ -9,6 +9,9 @@ from typing import Any
 import gguf
 import numpy as np
 
+from corral.weights.gguf_text import read_text
+from corral.weights.source import TextAssets
+
 CONTROL, USER_DEFINED, BYTE, NORMAL = 3, 4, 6, 1  # tokenizer.ggml.token_type
 
 CORPUS = (
@@ -55,6 +58,16 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return Path(path)
+
+
+def text_assets(metadata: Mapping[str, Any]) -> TextAssets:
+    """The text side of a file with this metadata, without writing it."""
+    return read_text({key: _as_read(value) for key, value in metadata.items()})
+
+
+def _as_read(value: Any) -> Any:
+    is_texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return [item.encode() for item in value] if is_texts else value
 
 
 def _value_type(value: Any) -> gguf.GGUFValueType:

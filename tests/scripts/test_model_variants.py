@@ -12,6 +12,7 @@ from corral.models.table import build_program
 from corral.text.tokenizer import load_tokenizer
 from corral.weights.gguf import open_gguf
 from corral.weights.gguf_source import GGUFSource
+from corral.weights.gguf_text import read_text
 from corral.weights.tensors import load_tensor
 from gguf_files import tiny_llama
 
@@ -35,7 +36,8 @@ def test_requantise_keeps_weights_within_a_step_and_the_vocabulary(source, tmp_p
         changed += old.type_name == "Q4_1"
     assert changed > 0
     text = "the sheep and the horses"
-    encode = [load_tokenizer(f.metadata).encode(text, special=False, add_bos=False) for f in (before, after)]
+    tokenizers = [load_tokenizer(read_text(file.metadata)) for file in (before, after)]
+    encode = [tokenizer.encode(text, special=False, add_bos=False) for tokenizer in tokenizers]
     assert encode[0] == encode[1]
 
 

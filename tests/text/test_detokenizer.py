@@ -8,7 +8,10 @@ import gguf_files
 from corral.text.detokenizer import Detokenizer
 from corral.text.tokenizer import Tokenizer, load_tokenizer
 
-TOKENIZERS = [load_tokenizer(gguf_files.bpe_tokenizer()), load_tokenizer(gguf_files.spm_tokenizer())]
+TOKENIZERS = [
+    load_tokenizer(gguf_files.text_assets(metadata))
+    for metadata in (gguf_files.bpe_tokenizer(), gguf_files.spm_tokenizer())
+]
 both = pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["bpe", "spm"])
 
 

@@ -18,6 +18,7 @@ from corral.errors import CorralError
 from corral.text.template import GENERATION_TAG, ChatTemplate
 from corral.text.tokenizer import load_tokenizer
 from corral.weights.gguf import open_gguf
+from corral.weights.gguf_text import read_text
 
 pytestmark = pytest.mark.peer
 
@@ -59,7 +60,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_vocabulary_gives_the_expected_ids(models: Path, name: str) -> None:
     path = models / f"ggml-vocab-{name}.gguf"
     with open_gguf(path) as file:
-        tokenizer = load_tokenizer(file.metadata)
+        tokenizer = load_tokenizer(read_text(file.metadata))
     texts = path.with_suffix(".gguf.inp").read_bytes().decode().split(SEPARATOR)
     lines = path.with_suffix(".gguf.out").read_text().splitlines()
     assert len(lines) >= 46
@@ -146,7 +147,7 @@ def test_shipped_templates_render_as_jinja_does_and_keep_their_tokens(models: Pa
     compared = 0
     for path in sorted((models / "templates").glob("*.jinja")):
         source = path.read_text()
-        tokenizer = load_tokenizer(vocabulary_for(source))
+        tokenizer = load_tokenizer(gguf_files.text_assets(vocabulary_for(source)))
         template = ChatTemplate(source, tokenizer)
         for conversation, expected in zip(
             CONVERSATIONS, jinja_renderings(source, tokenizer.names), strict=True
@@ -166,7 +167,7 @@ def test_shipped_templates_let_no_conversation_make_a_control_token(models: Path
     choices = random.Random(3)
     for path in sorted((models / "templates").glob("*.jinja")):
         source = path.read_text()
-        tokenizer = load_tokenizer(vocabulary_for(source))
+        tokenizer = load_tokenizer(gguf_files.text_assets(vocabulary_for(source)))
         template = ChatTemplate(source, tokenizer)
         names = [
             tokenizer.token_text(i) for i in tokenizer.special_ids if "think" not in tokenizer.token_text(i)

@@ -10,7 +10,7 @@ from corral.text.detokenizer import Detokenizer
 from corral.text.messages import Message, Text
 from corral.text.template import load_template
 from corral.text.tokenizer import Tokenizer, load_tokenizer
-from corral.weights.gguf import open_gguf
+from corral.weights.open import open_source
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 PASSAGES: dict[str, str] = json.loads((GOLDENS / "passages.json").read_text())
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
 def model(request: pytest.FixtureRequest) -> tuple[str, Tokenizer]:
-    with open_gguf(request.getfixturevalue(f"{request.param}_path")) as file:
-        return request.param, load_tokenizer(file.metadata)
+    with open_source(request.getfixturevalue(f"{request.param}_path")) as source:
+        return request.param, load_tokenizer(source.text)
 
 
 @pytest.mark.parametrize("passage", PASSAGES)
@@ -37,8 +37,8 @@ def test_golden_passage_has_the_expected_ids(model: tuple[str, Tokenizer], passa
 
 def test_conversation_becomes_turns(model: tuple[str, Tokenizer], request: pytest.FixtureRequest) -> None:
     name, tokenizer = model
-    with open_gguf(request.getfixturevalue(f"{name}_path")) as file:
-        template = load_template(file.metadata, tokenizer)
+    with open_source(request.getfixturevalue(f"{name}_path")) as source:
+        template = load_template(source.text, tokenizer)
     messages = [
         Message("system", (Text("Be brief."),)),
         Message("user", (Text("Hi <end_of_turn><|im_end|>"),)),

@@ -36,7 +36,7 @@ def tokenizer_with(control: list[str], user_defined: tuple[str, ...] = (), **val
         ],
         **{f"tokenizer.ggml.{key}": value for key, value in values.items()},
     }
-    return load_tokenizer(metadata)
+    return load_tokenizer(gguf_files.text_assets(metadata))
 
 
 TOKENIZER = tokenizer_with(CONTROL, ("<think>", "</think>"))
@@ -290,9 +290,9 @@ def test_place_for_a_system_message_is_found_by_trying() -> None:
 def test_model_without_a_template_gets_the_one_its_tokens_suggest() -> None:
     def rendered(metadata: dict[str, Any], **changes: Any) -> str:
         values = {key: value for key, value in {**metadata, **changes}.items() if "template" not in key}
-        tokenizer = load_tokenizer(values)
+        assets = gguf_files.text_assets(values)
         messages = [said("system", "S"), *user("U")]
-        return load_template(values, tokenizer).render(messages)
+        return load_template(assets, load_tokenizer(assets)).render(messages)
 
     bpe = gguf_files.bpe_tokenizer()
     chatml = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"

@@ -3,22 +3,22 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from corral.config import Settings
 from corral.engine.client import EngineClient
 from corral.engine.protocol import EngineSpec
-from corral.models.config import ModelConfig, read_architecture, read_config
+from corral.models.config import ModelConfig, read_config
 from corral.models.table import find_family
 from corral.pool.machine import usable_cores
 from corral.pool.memory import ModelMemory
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
-from corral.weights.gguf import GGUFFile, open_gguf
+from corral.weights.open import open_source
+from corral.weights.source import ModelSource
 
 if TYPE_CHECKING:  # their libraries are imported beside the engine's load; see _load_text
     from corral.text.template import ChatTemplate
@@ -65,18 +65,16 @@ class LoadedModel:
 class ModelFile:
     """A model's file, opened and understood as far as the server needs it."""
 
-    gguf: GGUFFile
+    source: ModelSource
     config: ModelConfig
     size: int
 
     @classmethod
     def open(cls, path: Path) -> "ModelFile":
         """Open and check; raises CorruptModel or UnsupportedModel. Blocks."""
-        gguf = open_gguf(path)
-        find_family(
-            read_architecture(gguf.metadata)
-        )  # first: another family has other keys, which are not missing
-        return cls(gguf, read_config(gguf.metadata), path.stat().st_size)
+        source = open_source(path)
+        find_family(source.architecture)  # first: another family has other keys, which are not missing
+        return cls(source, read_config(source.metadata), source.size)
 
 
 async def load_model(
@@ -98,7 +96,7 @@ async def load_model(
         start_engine(spec, load_timeout=settings.load_timeout, step_timeout=settings.step_timeout)
     )
     try:
-        tokenizer, template = await asyncio.to_thread(_load_text, file.gguf.metadata)
+        tokenizer, template = await asyncio.to_thread(_load_text, file.source)
         asyncio.get_running_loop().run_in_executor(None, template.prepare)  # only a chat waits for it
         engine = await starting
     except BaseException:
@@ -118,12 +116,13 @@ async def load_model(
     )
 
 
-def _load_text(metadata: Mapping[str, Any]) -> tuple["Tokenizer", "ChatTemplate"]:
+def _load_text(source: ModelSource) -> tuple["Tokenizer", "ChatTemplate"]:
     from corral.text.template import load_template
     from corral.text.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(metadata)
-    return tokenizer, load_template(metadata, tokenizer)
+    assets = source.text
+    tokenizer = load_tokenizer(assets)
+    return tokenizer, load_template(assets, tokenizer)
 
 
 async def _abandon(starting: "asyncio.Future[EngineClient]") -> None:

@@ -150,7 +150,7 @@ class Pool:
     async def _load(self, place: _Place) -> LoadedModel:
         settings = self.settings
         file = await asyncio.to_thread(ModelFile.open, place.stored.path)
-        with file.gguf:  # what is needed of its metadata is copied out by then
+        with file.source:  # what is needed of it is copied out by then
             memory = self._budget.need(file.config, file.size, settings)
             await self._make_room(place, memory.total)
             model = await load_model(place.stored, file, memory, settings, self._start_engine)

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers import models
 
-__all__ = ["AddedTokens"]
+__all__ = ["AddedToken", "AddedTokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that text is searched for."""
+    """A token that text is searched for, as it is: a normaliser changes only what lies between tokens.
+
+    The flags are those of the `tokenizers` library.
+    """
 
     id: int
     text: str
-    eats_space: bool = False  # swallows the white space after it
+    lstrip: bool = False  # swallows the white space before it
+    rstrip: bool = False  # and after it
+    single_word: bool = False  # only where no letter or digit is beside it
 
 
 class AddedTokens:
@@ -29,9 +34,7 @@ class AddedTokens:
         self._ids = [token.id for token in tokens]
         self._firsts = sorted({token.text[0] for token in tokens})
         self._finder = tokenizers.Tokenizer(models.BPE(vocab={}, merges=[], cache_capacity=0))
-        self._finder.add_tokens(
-            [tokenizers.AddedToken(t.text, normalized=False, rstrip=t.eats_space) for t in tokens]
-        )
+        self._finder.add_tokens([_library_token(token) for token in tokens])
 
     def split(self, text: str) -> list[int | str]:
         """The text as ids of added tokens and the strings between them, none of them empty."""
@@ -50,3 +53,8 @@ class AddedTokens:
         if last < len(text):
             parts.append(text[last:])
         return parts
+
+
+def _library_token(token: AddedToken) -> tokenizers.AddedToken:
+    flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
+    return tokenizers.AddedToken(token.text, normalized=False, **flags)

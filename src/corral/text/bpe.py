@@ -8,10 +8,9 @@ from tokenizers import models, pre_tokenizers
 
 from corral.errors import CorruptModel, UnsupportedModel
 from corral.text.pretokenizers import PRETOKENIZERS, Pretokenizer
-from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_texts
-from corral.weights.cursor import decode_all
+from corral.text.vocabulary import TokenType, Vocabulary, decode_all, read_texts
 
-__all__ = ["ByteLevelBPE"]
+__all__ = ["ByteLevelBPE", "byte_level_bytes"]
 
 
 def _byte_characters() -> dict[str, int]:
@@ -27,10 +26,8 @@ BYTE_OF = _byte_characters()
 class ByteLevelBPE:
     """Merges pairs of byte-level pieces inside the words that the model's pre-tokeniser cuts."""
 
-    add_space_prefix = False
-
-    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, texts: list[bytes]):
-        kind = metadata.get(PREFIX + "pre", "default")
+    def __init__(self, fields: Mapping[str, Any], vocabulary: Vocabulary, texts: list[bytes]):
+        kind = fields.get("pre", "default")
         words = PRETOKENIZERS.get(kind) if isinstance(kind, str) else None
         if words is None:
             raise UnsupportedModel(
@@ -38,7 +35,11 @@ class ByteLevelBPE:
             )
         self.add_bos = words.add_bos
         self._vocabulary = vocabulary
-        self._encoder = _build(metadata, decode_all(texts), words)
+        self._encoder = _build(fields, decode_all(texts), words)
+
+    def prefixed(self, text: str, first: bool) -> str:
+        """The text: no space is put before it."""
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text without special tokens. Releases the interpreter's lock."""
@@ -50,21 +51,25 @@ class ByteLevelBPE:
         """The bytes that a token stands for."""
         if self._vocabulary.types[token] != TokenType.NORMAL:
             return self._vocabulary.raw(token)
-        text = self._vocabulary.text(token)
-        try:
-            return bytes([BYTE_OF[character] for character in text])
-        except KeyError:
-            return text.encode()
+        return byte_level_bytes(self._vocabulary.text(token))
 
 
-def _build(metadata: Mapping[str, Any], tokens: list[str], words: Pretokenizer) -> tokenizers.Tokenizer:
+def byte_level_bytes(text: str) -> bytes:
+    """The bytes that a piece stands for; its own UTF-8 if it has other characters."""
+    try:
+        return bytes([BYTE_OF[character] for character in text])
+    except KeyError:
+        return text.encode()
+
+
+def _build(fields: Mapping[str, Any], tokens: list[str], words: Pretokenizer) -> tokenizers.Tokenizer:
     # A pair that is listed twice keeps its first rank, as in llama.cpp.
-    merges = _split_merges(decode_all([*dict.fromkeys(read_texts(metadata, "merges"))]))
+    merges = _split_merges(decode_all([*dict.fromkeys(read_texts(fields, "merges"))]))
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     try:
         model = models.BPE(vocab=vocab, merges=merges, ignore_merges=words.ignore_merges)
     except Exception as error:  # the library has no error class of its own
-        raise CorruptModel(f"{PREFIX}merges does not fit the vocabulary: {error}") from None
+        raise CorruptModel(f"the tokeniser's merges do not fit the vocabulary: {error}") from None
     encoder = tokenizers.Tokenizer(model)
     splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in words.patterns]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -81,5 +86,5 @@ def _split_merge(line: str) -> tuple[str, str]:
     """One pair, the first character of which may be a space."""
     cut = line.find(" ", 1)
     if cut < 0 or cut == len(line) - 1:
-        raise CorruptModel(f"{PREFIX}merges has an entry that is not a pair: {line!r}")
+        raise CorruptModel(f"the tokeniser's merges have an entry that is not a pair: {line!r:.80}")
     return line[:cut], line[cut + 1 :]

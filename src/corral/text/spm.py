@@ -4,27 +4,36 @@ The library reads a serialised ModelProto. Field numbers are those of sentencepi
 (https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto):
 ModelProto: pieces 1, trainer_spec 2, normalizer_spec 3. SentencePiece: piece 1, score 2 (float), type 3.
 TrainerSpec: model_type 3 (2 = BPE), byte_fallback 35. NormalizerSpec: name 1, add_dummy_prefix 3,
-remove_extra_whitespaces 4, escape_whitespaces 5. Its piece types are GGUF's token types.
+remove_extra_whitespaces 4, escape_whitespaces 5. Its piece types are those of vocabulary.py.
 """
 
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
 import sentencepiece
 
 from corral.errors import CorruptModel
-from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_flag, read_scores
+from corral.text.vocabulary import TokenType, Vocabulary, read_flag, read_scores
 
 __all__ = ["SentencePieceBPE"]
 
 SPACE = "▁".encode()
 BYTE_TOKENS = {b"<0x%02X>" % byte: bytes([byte]) for byte in range(256)}
 BPE = 2
+# Whether a space goes before a text that follows a control token or, `first`, nothing. In a tokenizer.json a
+# normaliser "Prepend" does it always, a pre-tokeniser "Metaspace" unless a space is there.
+SPACE_RULES: dict[str, Callable[[str, bool], bool]] = {
+    "never": lambda text, first: False,
+    "always": lambda text, first: True,
+    "unless there": lambda text, first: not text.startswith((" ", "▁")),
+    "first, unless there": lambda text, first: first and not text.startswith((" ", "▁")),
+}
 # Text meets only these types; special tokens are split off before, and must not be built by merging.
-MERGED = (TokenType.NORMAL, TokenType.UNUSED, TokenType.BYTE)
+MERGED: dict[int, int] = {kind: kind for kind in (TokenType.NORMAL, TokenType.UNUSED, TokenType.BYTE)}
+SPACED = (TokenType.NORMAL, TokenType.UNUSED)  # in the texts of these ▁ stands for a space
 
 
 class SentencePieceBPE:
@@ -32,18 +41,26 @@ class SentencePieceBPE:
 
     add_bos = True
 
-    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, texts: list[bytes]):
-        self.add_space_prefix = read_flag(metadata, "add_space_prefix", True)
-        self._vocabulary = vocabulary
+    def __init__(self, fields: Mapping[str, Any], vocabulary: Vocabulary, texts: list[bytes]):
+        prefix = "always" if read_flag(fields, "add_space_prefix", True) else "never"
+        self._needs_space = SPACE_RULES[fields.get("space_rule", prefix)]
+        self._vocabulary, self._spaced, merged = vocabulary, frozenset(SPACED), MERGED
+        if fields.get("merge_user_defined"):  # the text that spells one becomes it, and so do merges
+            self._spaced |= {TokenType.USER_DEFINED}
+            merged = {**MERGED, TokenType.USER_DEFINED: TokenType.NORMAL}
         scores = array("f", bytes(4 * len(vocabulary)))
-        if PREFIX + "scores" in metadata:
-            scores = read_scores(metadata, len(vocabulary))
+        if "scores" in fields:
+            scores = read_scores(fields, len(vocabulary))
         try:
             self._encoder = sentencepiece.SentencePieceProcessor(
-                model_proto=_serialise(vocabulary, texts, scores)
+                model_proto=_serialise(vocabulary, texts, scores, merged)
             )
         except RuntimeError as error:
             raise CorruptModel(f"the model's vocabulary is not usable: {error}") from None
+
+    def prefixed(self, text: str, first: bool) -> str:
+        """The text, with a space before it where the vocabulary wants one; `first`: nothing is before it."""
+        return " " + text if text and self._needs_space(text, first) else text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text without special tokens."""
@@ -55,12 +72,17 @@ class SentencePieceBPE:
         raw, kind = self._vocabulary.raw(token), self._vocabulary.types[token]
         if kind == TokenType.BYTE:
             return BYTE_TOKENS.get(raw, raw)
-        return raw.replace(SPACE, b" ") if kind in (TokenType.NORMAL, TokenType.UNUSED) else raw
+        return raw.replace(SPACE, b" ") if kind in self._spaced else raw
 
 
-def _serialise(vocabulary: Vocabulary, texts: list[bytes], scores: "array[float]") -> bytes:
-    """The vocabulary as a ModelProto."""
-    others = bytes(kind if kind in MERGED else TokenType.CONTROL for kind in range(256))
+def _serialise(
+    vocabulary: Vocabulary,
+    texts: list[bytes],
+    scores: "array[float]",
+    merged: Mapping[int, int],
+) -> bytes:
+    """The vocabulary as a ModelProto; types that are not in `merged` are control tokens there."""
+    others = bytes(merged.get(kind, TokenType.CONTROL) for kind in range(256))
     types = bytearray(vocabulary.types.translate(others))
     bytes_known = {vocabulary.raw(token) for token in vocabulary.of_type(TokenType.BYTE)}
     fallback = bytes_known >= BYTE_TOKENS.keys()

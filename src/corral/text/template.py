@@ -16,10 +16,10 @@ from corral.text.render_frames import TemplateFailed
 from corral.text.renderer import Renderer, shared_renderer
 from corral.text.seals import Seals
 from corral.text.tokenizer import Tokenizer
+from corral.weights.source import DEFAULT_TEMPLATE, TextAssets
 
 __all__ = ["ChatTemplate", "load_template"]
 
-KEY = "tokenizer.chat_template"
 MAX_SOURCE = 128 << 10  # characters; several times the longest template in use
 # Marks which tokens are trained on; says nothing about the text.
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
@@ -134,7 +134,7 @@ class ChatTemplate:
             raise InvalidRequest(f"the conversation cannot be rendered: {error}", "messages") from None
 
 
-def load_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
-    """The model's template, or the one that its control tokens suggest."""
-    source = metadata.get(KEY)
-    return ChatTemplate(source if isinstance(source, str) else default_template(tokenizer), tokenizer)
+def load_template(assets: TextAssets, tokenizer: Tokenizer) -> ChatTemplate:
+    """The model's default template, or the one that its control tokens suggest."""
+    source = assets.templates.get(DEFAULT_TEMPLATE)
+    return ChatTemplate(default_template(tokenizer) if source is None else source, tokenizer)

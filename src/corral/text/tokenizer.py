@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a GGUF file's metadata."""
+"""Text to token ids and back."""
 
 import functools
 import importlib
@@ -7,18 +7,18 @@ from typing import Any, Protocol
 
 from corral.errors import InvalidRequest, UnsupportedModel
 from corral.text.added import AddedToken, AddedTokens
-from corral.text.vocabulary import PREFIX, TokenType, Vocabulary, read_flag, read_vocabulary
+from corral.text.vocabulary import ADDED_FLAGS, TokenType, Vocabulary, read_flag, read_ids, read_vocabulary
+from corral.weights.source import TextAssets
 
 __all__ = ["Tokenizer", "check_text", "load_tokenizer"]
 
 
 class Scheme(Protocol):
-    """How plain text becomes ids: one class a value of tokenizer.ggml.model."""
+    """How plain text becomes ids: one class a value of the vocabulary's field `model`."""
 
     @property
     def add_bos(self) -> bool: ...
-    @property
-    def add_space_prefix(self) -> bool: ...
+    def prefixed(self, text: str, first: bool) -> str: ...
     def encode(self, text: str) -> list[int]: ...
     def token_bytes(self, token: int) -> bytes: ...
 
@@ -26,17 +26,17 @@ class Scheme(Protocol):
 class Tokenizer:
     """A model's tokeniser. Its methods may be called from several threads."""
 
-    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary, scheme: Scheme):
+    def __init__(self, fields: Mapping[str, Any], vocabulary: Vocabulary, scheme: Scheme):
         self.vocab_size = len(vocabulary)
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.eos_ids = vocabulary.end_ids
         self.names = vocabulary.names
-        self.add_bos = read_flag(metadata, "add_bos_token", scheme.add_bos) and self.bos_id is not None
+        self.add_bos = read_flag(fields, "add_bos_token", scheme.add_bos) and self.bos_id is not None
         self._vocabulary, self._scheme = vocabulary, scheme
         self._pieces: dict[int, bytes] = {}
         self._special = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
         self._plain = vocabulary.of_type(TokenType.USER_DEFINED)
-        self._eats_space = _space_eaters(metadata, vocabulary, self._special)
+        self._flagged = {flag: read_ids(fields, f"{flag}_ids") for flag in ADDED_FLAGS}
 
     @functools.cached_property
     def _plain_finder(self) -> AddedTokens:
@@ -60,9 +60,11 @@ class Tokenizer:
         split: list[int | str] = []
         for part in parts:
             if isinstance(part, int):
+                if part in self._flagged["lstrip"] and split and isinstance(split[-1], str):
+                    split[-1] = split[-1].rstrip()
                 split.append(part)
                 continue
-            if split and split[-1] in self._eats_space:
+            if split and split[-1] in self._flagged["rstrip"]:
                 part = part.lstrip()
             split += self._plain_finder.split(check_text(part))
         return self._encode_parts(split, add_bos)
@@ -103,16 +105,16 @@ class Tokenizer:
 
     def finder(self, tokens: Iterable[int]) -> AddedTokens:
         """Splits text on these tokens."""
-        text, eaters = self._vocabulary.text, self._eats_space
-        return AddedTokens([AddedToken(token, text(token), token in eaters) for token in tokens])
+        flags = {token: {f: token in ids for f, ids in self._flagged.items()} for token in tokens}
+        return AddedTokens([AddedToken(token, self.token_text(token), **flags[token]) for token in flags])
 
     def _encode_parts(self, parts: list[int | str], add_bos: bool) -> list[int]:
         ids = [self.bos_id] if add_bos and self.bos_id is not None else []
-        encode, prefix = self._scheme.encode, " " if self._scheme.add_space_prefix else ""
+        encode, prefixed = self._scheme.encode, self._scheme.prefixed
         after_text = False
-        for part in parts:
+        for number, part in enumerate(parts):
             if isinstance(part, str):
-                ids += encode(part if after_text else prefix + part)
+                ids += encode(part if after_text else prefixed(part, number == 0))
                 after_text = True
             else:
                 ids.append(part)
@@ -132,28 +134,25 @@ def check_text(text: str) -> str:
     return text
 
 
-def _space_eaters(metadata: Mapping[str, Any], vocabulary: Vocabulary, special: list[int]) -> frozenset[int]:
-    """Phi-3's control tokens swallow the white space after them. GGUF does not say so; the name does."""
-    name = str(metadata.get("general.name", "")).lower()
-    if "phi-3" not in name and "phi3" not in name:
-        return frozenset()
-    tokens = [*special, *vocabulary.of_type(TokenType.USER_DEFINED)]
-    return frozenset(i for i in tokens if vocabulary.text(i) not in ("<unk>", "<s>", "<|endoftext|>"))
+def load_tokenizer(assets: TextAssets) -> Tokenizer:
+    """The tokeniser that a model's files describe; keeps nothing of `assets`."""
+    fields = assets.vocabulary
+    if assets.tokenizer_json:
+        from corral.text.tokenizer_json import read_definition  # here: many models have no such file
 
-
-def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokeniser that the metadata describes; does not keep the metadata."""
-    kind = metadata.get(PREFIX + "model")
+        fields = read_definition(assets)
+    kind = fields.get("model")
     location = SCHEMES.get(kind) if isinstance(kind, str) else None
     if location is None:
         raise UnsupportedModel(f"tokeniser '{kind}' is not supported; supported are {', '.join(SCHEMES)}")
-    vocabulary, texts = read_vocabulary(metadata)
+    vocabulary, texts = read_vocabulary(fields)
     module, name = location.split(":")  # imported when wanted: each brings a library of its own
-    scheme: Scheme = getattr(importlib.import_module(module), name)(metadata, vocabulary, texts)
-    return Tokenizer(metadata, vocabulary, scheme)
+    scheme: Scheme = getattr(importlib.import_module(module), name)(fields, vocabulary, texts)
+    return Tokenizer(fields, vocabulary, scheme)
 
 
 SCHEMES = {
     "gpt2": "corral.text.bpe:ByteLevelBPE",
     "llama": "corral.text.spm:SentencePieceBPE",
+    "tokenizer.json": "corral.text.tokenizer_json:LibraryBPE",
 }

@@ -1,24 +1,31 @@
-"""A model's tokens as its GGUF metadata lists them, checked, and what each of them is for."""
+"""A model's tokens as its files list them, checked, and what each of them is for."""
 
 import enum
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, compress
 from typing import Any
 
 from corral.errors import CorruptModel, UnsupportedModel
-from corral.weights.cursor import StringArray
 
-__all__ = ["TokenType", "Vocabulary", "read_flag", "read_scores", "read_texts", "read_vocabulary"]
+__all__ = [
+    "TokenType",
+    "Vocabulary",
+    "decode_all",
+    "read_flag",
+    "read_ids",
+    "read_scores",
+    "read_texts",
+    "read_vocabulary",
+]
 
-PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 1 << 21
 
 
 class TokenType(enum.IntEnum):
-    """What a token is, by GGUF's numbers."""
+    """What a token is, by SentencePiece's numbers."""
 
     UNDEFINED = 0
     NORMAL = 1
@@ -56,6 +63,9 @@ END_KEYS = (
     "fim_rep_token_id",
     "fim_sep_token_id",
 )
+
+# Flags of added tokens; the tokens that have one are in the field of that name and `_ids`.
+ADDED_FLAGS = ("lstrip", "rstrip", "single_word")
 
 NAMED_KEYS = {
     "bos_token": "bos_token_id",
@@ -95,18 +105,22 @@ class Vocabulary:
         return [*compress(range(len(self)), self.types.translate(chosen))]
 
 
-def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[bytes]]:
-    """The checked vocabulary, and its texts one by one for those who build a tokeniser from them."""
-    tokens, distinct = _read_tokens(metadata)
-    types = _read_types(metadata, len(tokens))
-    ids = {key: _read_id(metadata, key, len(tokens)) for key in (*END_KEYS, *NAMED_KEYS.values())}
-    if metadata[PREFIX + "model"] == "llama":
+def read_vocabulary(fields: Mapping[str, Any]) -> tuple[Vocabulary, list[bytes]]:
+    """The checked vocabulary, and its texts one by one for those who build a tokeniser from them.
+
+    `fields` are those of TextAssets.vocabulary.
+    """
+    tokens, distinct = _read_tokens(fields)
+    types = _read_types(fields, len(tokens))
+    ids = {key: _read_id(fields, key, len(tokens)) for key in (*END_KEYS, *NAMED_KEYS.values())}
+    if fields["model"] == "llama":
         for key, default in {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}.items():
             ids[key] = default if ids[key] is None and default < len(tokens) else ids[key]
     known = {text for text in KNOWN_ENDS if text.encode() in distinct}
     found = {text: tokens.index(text.encode()) for text in known}
     vocabulary = Vocabulary(
-        end_ids=_end_tokens(found, types, {ids[key] for key in END_KEYS}),  # which changes types
+        end_ids=_end_tokens(found, types, {ids[key] for key in END_KEYS})  # which changes types
+        | read_ids(fields, "end_ids"),
         texts=b"".join(tokens),
         ends=array("I", accumulate(map(len, tokens))),
         types=bytes(types),
@@ -118,55 +132,58 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[bytes
     return vocabulary, tokens
 
 
-def read_flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A yes or no of the tokeniser's metadata."""
-    value = metadata.get(PREFIX + key, default)
+def read_flag(fields: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A yes or no of the vocabulary's fields."""
+    value = fields.get(key, default)
     if not isinstance(value, bool):
-        raise CorruptModel(f"{PREFIX}{key} must be a boolean, not {value!r}")
+        raise CorruptModel(f"the tokeniser's '{key}' must be a boolean, not {value!r:.80}")
     return value
 
 
-def read_scores(metadata: Mapping[str, Any], count: int) -> "array[float]":
+def read_ids(fields: Mapping[str, Any], key: str) -> frozenset[int]:
+    """Some tokens of the vocabulary's fields; none if there is no such field."""
+    return frozenset(fields.get(key, ()))
+
+
+def read_scores(fields: Mapping[str, Any], count: int) -> "array[float]":
     """A score for each token."""
     try:
-        scores = array("f", _read_list(metadata, "scores", count))
+        scores = array("f", _read_list(fields, "scores", count))
     except (TypeError, OverflowError):
         scores = array("f", [math.nan])
     if not math.isfinite(sum(scores)):
-        raise CorruptModel(f"{PREFIX}scores has an entry that is not a finite number")
+        raise CorruptModel("the tokeniser's 'scores' have an entry that is not a finite number")
     return scores
 
 
-def read_texts(metadata: Mapping[str, Any], key: str) -> list[bytes]:
-    """A list of strings of the tokeniser's metadata, as UTF-8."""
-    value = metadata.get(PREFIX + key)
+def read_texts(fields: Mapping[str, Any], key: str) -> list[bytes]:
+    """A list of strings of the vocabulary's fields, as UTF-8."""
+    value = fields.get(key)
     if value is None:
-        raise CorruptModel(f"the model has no {PREFIX}{key}")
-    if isinstance(value, StringArray):
-        return value.encoded()
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise CorruptModel(f"{PREFIX}{key} must be an array of strings")
-    strings = list(value)
-    if not all(type(text) is str for text in strings):
-        raise CorruptModel(f"{PREFIX}{key} must be an array of strings")
-    try:
-        return [text.encode() for text in strings]
-    except UnicodeEncodeError as error:
-        raise CorruptModel(f"{PREFIX}{key} has an entry that is not Unicode text: {error}") from None
+        raise CorruptModel(f"the tokeniser has no '{key}'")
+    if not isinstance(value, list) or not all(type(text) is bytes for text in value):
+        raise CorruptModel(f"the tokeniser's '{key}' must be an array of strings")
+    return value
 
 
-def _read_list(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
-    value = metadata[PREFIX + key]
+def decode_all(strings: list[bytes]) -> list[str]:
+    """Many strings from their UTF-8, at once."""
+    decoded = b"\0".join(strings).decode().split("\0")
+    return decoded if len(decoded) == len(strings) else [raw.decode() for raw in strings]
+
+
+def _read_list(fields: Mapping[str, Any], key: str, count: int) -> list[Any]:
+    value = fields[key]
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | array | memoryview):
-        raise CorruptModel(f"{PREFIX}{key} must be an array")
+        raise CorruptModel(f"the tokeniser's '{key}' must be an array")
     if len(value) != count:
-        raise CorruptModel(f"{PREFIX}{key} has {len(value)} entries for {count} tokens")
+        raise CorruptModel(f"the tokeniser's '{key}' has {len(value)} entries for {count} tokens")
     return value.tolist() if isinstance(value, memoryview) else list(value)
 
 
-def _read_tokens(metadata: Mapping[str, Any]) -> tuple[list[bytes], set[bytes]]:
+def _read_tokens(fields: Mapping[str, Any]) -> tuple[list[bytes], set[bytes]]:
     """The tokens' texts, in order and as a set."""
-    tokens = read_texts(metadata, "tokens")
+    tokens = read_texts(fields, "tokens")
     if not tokens:
         raise CorruptModel("the model's vocabulary is empty")
     if len(tokens) > MAX_TOKENS:
@@ -175,28 +192,28 @@ def _read_tokens(metadata: Mapping[str, Any]) -> tuple[list[bytes], set[bytes]]:
         tokens = [text or b"[EMPTY_%d]" % i for i, text in enumerate(tokens)]
     distinct = set(tokens)
     if len(distinct) != len(tokens):
-        raise CorruptModel(f"{PREFIX}tokens has the same token twice")
+        raise CorruptModel("the vocabulary has the same token twice")
     return tokens, distinct
 
 
-def _read_types(metadata: Mapping[str, Any], count: int) -> bytearray:
-    if PREFIX + "token_type" not in metadata:
+def _read_types(fields: Mapping[str, Any], count: int) -> bytearray:
+    if "token_type" not in fields:
         return bytearray([TokenType.NORMAL]) * count
     try:
-        types = bytearray(_read_list(metadata, "token_type", count))
+        types = bytearray(_read_list(fields, "token_type", count))
     except (TypeError, ValueError):
         types = bytearray([255])
     if types.translate(None, bytes(TokenType)):
-        raise CorruptModel(f"{PREFIX}token_type has an entry that is not a token type")
+        raise CorruptModel("the tokeniser's 'token_type' has an entry that is not a token type")
     return types
 
 
-def _read_id(metadata: Mapping[str, Any], key: str, count: int) -> int | None:
-    value = metadata.get(PREFIX + key)
+def _read_id(fields: Mapping[str, Any], key: str, count: int) -> int | None:
+    value = fields.get(key)
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < count:
-        raise CorruptModel(f"{PREFIX}{key} is {value!r}, but the vocabulary has {count} tokens")
+        raise CorruptModel(f"the tokeniser's '{key}' is {value!r:.80}, but the vocabulary has {count} tokens")
     return value
 
 

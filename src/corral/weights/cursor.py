@@ -48,8 +48,8 @@ class StringArray(Sequence[str]):
         return f"<{len(self)} strings of {self._key}>"
 
     def tolist(self) -> list[str]:
-        """All strings; much faster than one by one."""
-        return decode_all(self.encoded())
+        """All strings."""
+        return [text.decode() for text in self.encoded()]
 
     def encoded(self) -> list[bytes]:
         """All strings as UTF-8."""
@@ -69,12 +69,6 @@ class StringArray(Sequence[str]):
             return raw.decode()
         except UnicodeDecodeError:
             raise CorruptModel(f"element {index} of '{self._key}' is not UTF-8") from None
-
-
-def decode_all(strings: list[bytes]) -> list[str]:
-    """Many strings from their UTF-8, at once."""
-    decoded = b"\0".join(strings).decode().split("\0")
-    return decoded if len(decoded) == len(strings) else [raw.decode() for raw in strings]
 
 
 Value = int | float | bool | str | StringArray | memoryview

@@ -55,7 +55,7 @@ def read_tokenizer_model(where: str, data: bytes) -> dict[str, Any]:
         "model": "llama",
         "tokens": tokens,
         "scores": scores,
-        "token_type": bytes(types),
+        "token_type": types,
         "add_space_prefix": bool(normalizer.get(3, 1)),
         **{name: token for name, token in ids.items() if token >= 0},
     }
