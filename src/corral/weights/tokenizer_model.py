@@ -38,6 +38,7 @@ def read_tokenizer_model(where: str, data: bytes) -> dict[str, Any]:
                 (trainer if number == 2 else normalizer).update(_fields(value))
             if len(tokens) > MAX_PIECES:
                 raise UnsupportedModel(f"{where}: 'tokenizer.model' has more than {MAX_PIECES} pieces")
+        b"\0".join(tokens).decode()
     except (ValueError, TypeError, IndexError, struct.error) as error:
         raise CorruptModel(f"{where}: 'tokenizer.model' is no SentencePiece model: {error}") from None
     if trainer.get(3) != BPE:
