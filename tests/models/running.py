@@ -9,14 +9,13 @@ from batches import Part, blocks_for, make_batch
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Program
 from corral.models.table import build_program
-from corral.weights.gguf import open_gguf
-from corral.weights.gguf_source import GGUFSource
+from corral.weights.open import open_source
 
 
 def logprobs(path: Path, tokens: list[int]) -> np.ndarray:
     """Log-probs [N, vocabulary] of a file's own Program, in one step."""
-    with open_gguf(path) as file:
-        return program_logprobs(build_program(GGUFSource(file)), tokens)
+    with open_source(path) as source:
+        return program_logprobs(build_program(source), tokens)
 
 
 def program_logprobs(program: Program, tokens: list[int]) -> np.ndarray:
@@ -24,7 +23,9 @@ def program_logprobs(program: Program, tokens: list[int]) -> np.ndarray:
     groups, blocks = len(program.kv_groups), blocks_for(len(tokens))
     executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(tokens))
     executor.step(make_batch([Part(tokens, blocks)], groups=groups))
-    return dense.log_softmax(executor.logits.astype(np.float64))
+    result = dense.log_softmax(executor.logits.astype(np.float64))
+    executor.close()
+    return result
 
 
 def random_tokens(count: int, vocab_size: int, seed: int = 0) -> list[int]:

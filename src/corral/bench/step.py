@@ -21,7 +21,7 @@ from corral.engine.wire import encode_frame
 from corral.models.table import build_program
 from corral.pool.machine import usable_cores
 from corral.types import BLOCK_SIZE, SamplingParams
-from corral.weights.gguf_source import GGUFSource
+from corral.weights.open import open_source
 
 WARM, MEASURED = 8, 64  # steps
 _SPARE = 2048  # tokens of KV for replies that go on while others are still read
@@ -45,7 +45,7 @@ class StepCosts:
 def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int) -> list[StepCosts]:
     """Decode with each number of sequences, `prompt` tokens long at the beginning."""
     tokens = max(users) * (prompt + WARM + MEASURED + _SPARE)
-    program = build_program(GGUFSource.open(path))
+    program = build_program(open_source(path))
     blocks = -(-tokens // BLOCK_SIZE) * len(program.kv_groups)
     spec = EngineSpec(
         path=str(path),

@@ -1,4 +1,4 @@
-"""From a model file to an Engine that is ready to run it."""
+"""From a model's files to an Engine that is ready to run it."""
 
 import importlib
 import time
@@ -11,8 +11,8 @@ from corral.executors.batch import Executor
 from corral.models.program import Program
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
-from corral.weights.gguf import GGUFFile, open_gguf
-from corral.weights.gguf_source import GGUFSource
+from corral.weights.open import open_source
+from corral.weights.source import ModelSource
 
 # Class, and which fields of a spec it is given beside the Program, num_blocks and max_tokens.
 EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -30,10 +30,10 @@ def import_ahead() -> None:
 def load(spec: EngineSpec) -> tuple[Engine, Ready]:
     """Load the model that a spec names; raises what is wrong with it."""
     begun = time.monotonic_ns()
-    gguf = open_gguf(spec.path)
-    program = build_program(GGUFSource(gguf))
+    source = open_source(spec.path)
+    program = build_program(source)
     num_blocks = kv_blocks(program, spec.kv_bytes)
-    executor = make_executor(program, spec, num_blocks, gguf)
+    executor = make_executor(program, spec, num_blocks, source)
     options = EngineOptions(
         context_length=program.context_length,
         vocab_size=program.vocab_size,
@@ -67,7 +67,7 @@ def kv_blocks(program: Program, kv_bytes: int) -> int:
     return kv_bytes // program.kv_block_bytes()
 
 
-def make_executor(program: Program, spec: EngineSpec, num_blocks: int, gguf: GGUFFile) -> Executor:
+def make_executor(program: Program, spec: EngineSpec, num_blocks: int, source: ModelSource) -> Executor:
     """The executor that a spec names, imported when it is wanted."""
     if spec.executor not in EXECUTORS:
         raise EngineFailed(f"no executor '{spec.executor}'; there are: {', '.join(EXECUTORS)}")
@@ -75,7 +75,7 @@ def make_executor(program: Program, spec: EngineSpec, num_blocks: int, gguf: GGU
     module, name = location.split(":")
     options: dict[str, Any] = {field: getattr(spec, field) for field in fields}
     if spec.executor == "native":
-        options["on_packed"] = gguf.release
+        options["on_packed"] = source.release
     factory = getattr(importlib.import_module(module), name)
     executor: Executor = factory(program, num_blocks=num_blocks, max_tokens=spec.batch_tokens, **options)
     return executor

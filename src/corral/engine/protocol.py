@@ -14,7 +14,7 @@ MAX_FRAME = 64 * 2**20
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that an engine process needs to load one model; passed as JSON on its standard input."""
 
-    path: str  # the GGUF file
+    path: str  # of the model's file or folder
     threads: int
     batch_tokens: int
     max_sequences: int

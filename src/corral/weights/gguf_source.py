@@ -23,26 +23,27 @@ class GGUFSource:
 
     format = "gguf"
 
-    def __init__(self, files: tuple[GGUFFile, ...]):
-        self.name = files[0].path.name
-        self.metadata: Mapping[str, Any] = files[0].metadata
+    def __init__(self, first: GGUFFile, *others: GGUFFile):
+        """`others` are the further parts of a model in several files."""
+        self.name = first.path.name
+        self.metadata: Mapping[str, Any] = first.metadata
         architecture = self.metadata.get(_ARCHITECTURE)
         if not isinstance(architecture, str) or not architecture:
             raise CorruptModel(f"metadata: '{_ARCHITECTURE}' must be a text, got {architecture!r:.80}")
         self.architecture = architecture
         self.fields = Fields(_with_vocab_size(self.metadata, architecture), f"{architecture}.")
-        self._files = files
-        self._file_of = {name: file for file in files for name in file.tensors}
+        self._files = (first, *others)
+        self._file_of = {name: file for file in self._files for name in file.tensors}
         self.tensors: Mapping[str, TensorInfo] = {
             info.name: TensorInfo(info.name, info.shape, info.type, info.nbytes)
-            for file in files
+            for file in self._files
             for info in file.tensors.values()
         }
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Map the file, and its other parts if it is one of several, and read the headers."""
-        return cls(open_parts(path))
+        return cls(*open_parts(path))
 
     @property
     def size(self) -> int:

@@ -58,6 +58,7 @@ class HFFolder:
         }
         self._files, self._config, self._shards = files, config, shards
         self._values, self._stored = values, stored
+        self._places = {**stored}
 
     @classmethod
     def open(cls, root: Path) -> Self:
@@ -99,6 +100,7 @@ class HFFolder:
                 values[name] = value
         single = {name: parts[0] for name, parts in self._stored.items()}
         stored = translate(single, published.tensors)
+        self._places |= stored  # who was given tensors by their canonical names releases them by those
         return HFFolder(self._files, self._config, self._shards, values, stored)
 
     def tensor(self, name: str) -> "QTensor":
@@ -118,7 +120,7 @@ class HFFolder:
 
     def release(self, name: str) -> None:
         """Give the pages of a tensor back."""
-        for part in self._stored[name]:
+        for part in self._places[name]:
             self._shards[part.shard].release(part.place.name)
 
     def close(self) -> None:
