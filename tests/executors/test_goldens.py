@@ -17,8 +17,8 @@ from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Program
 from corral.models.table import build_program
 from corral.types import SamplingParams, Scores, TokenLogprob
-from corral.weights.gguf import open_gguf
-from corral.weights.gguf_source import GGUFSource
+from corral.weights.open import open_source
+from hf_export import export_folder
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 PASSAGES = ("chat", "code", "english", "json", "multilingual", "numbers")
@@ -57,8 +57,8 @@ def model(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def program(model: str, request: pytest.FixtureRequest) -> Iterator[Program]:
-    with open_gguf(request.getfixturevalue(f"{model}_path")) as file:
-        yield build_program(GGUFSource(file))
+    with open_source(request.getfixturevalue(f"{model}_path")) as source:
+        yield build_program(source)
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +70,17 @@ def reference(program: Program) -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def native(program: Program) -> Iterator[Executor]:
+    executor = make_native(program)
+    yield executor
+    executor.close()
+
+
+def make_native(program: Program) -> Executor:
     pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
     from corral.executors.native import NativeExecutor
 
     num_blocks = 20 * len(program.kv_groups)
-    executor = NativeExecutor(
-        program, num_blocks=num_blocks, max_tokens=MAX_TOKENS, max_sequences=1, threads=2
-    )
-    yield executor
-    executor.close()
+    return NativeExecutor(program, num_blocks=num_blocks, max_tokens=MAX_TOKENS, max_sequences=1, threads=2)
 
 
 def score(executor: Executor, tokens: np.ndarray) -> StepResult:
@@ -178,6 +180,19 @@ def test_native_is_as_exact_as_llama_cpp(
     record_property("top1", top1)
     assert kl <= LLAMA_CPP[model]["mean_kl"]
     assert round(top1, 3) >= round(LLAMA_CPP[model]["top1"], 3)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("BF16", 1e-4), ("F16", 1e-5), ("F32", 1e-6)])
+def test_native_is_exact_over_a_folder_of_plain_floats(
+    smollm2_path: Path, tmp_path: Path, dtype: str, limit: float, record_property: Callable[[str, object], None]
+) -> None:
+    """The truth was computed from the file's weights as float32; the folder has those, rounded to its type."""
+    with open_source(export_folder(smollm2_path, tmp_path / dtype, dtype=dtype, shards=2)) as source:
+        executor = make_native(build_program(source))
+        kl, _ = measure(executor, "smollm2")
+        executor.close()
+    record_property("mean_kl", kl)
+    assert kl <= limit
 
 
 @pytest.mark.slow
