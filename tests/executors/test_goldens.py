@@ -184,9 +184,13 @@ def test_native_is_as_exact_as_llama_cpp(
 
 @pytest.mark.parametrize(("dtype", "limit"), [("BF16", 1e-4), ("F16", 1e-5), ("F32", 1e-6)])
 def test_native_is_exact_over_a_folder_of_plain_floats(
-    smollm2_path: Path, tmp_path: Path, dtype: str, limit: float, record_property: Callable[[str, object], None]
+    smollm2_path: Path,
+    tmp_path: Path,
+    dtype: str,
+    limit: float,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    """The truth was computed from the file's weights as float32; the folder has those, rounded to its type."""
+    """The truth was computed from the file's weights as float32; the folder has them in its type."""
     with open_source(export_folder(smollm2_path, tmp_path / dtype, dtype=dtype, shards=2)) as source:
         executor = make_native(build_program(source))
         kl, _ = measure(executor, "smollm2")

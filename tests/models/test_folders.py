@@ -7,6 +7,7 @@ import pytest
 from checkpoint import rewrite
 from running import logprobs, random_tokens
 
+from conversations import user
 from corral.text.template import load_template
 from corral.text.tokenizer import load_tokenizer
 from corral.weights.open import open_source
@@ -31,7 +32,7 @@ def test_float32_folder_has_the_log_probs_of_the_same_weights_in_a_file(
 def test_text_of_a_folder_is_that_of_the_file(tmp_path: Path, family: str) -> None:
     path = MODELS[family](tmp_path / "m.gguf")
     folder = export_folder(path, tmp_path / "folder")
-    messages = [{"role": "user", "content": "the sheep <|im_end|> and\nthe <bos> horses"}]
+    messages = user("the sheep <|im_end|> and\nthe <bos> horses")
     encoded = []
     for each in (path, folder):
         with open_source(each) as source:

@@ -20,13 +20,12 @@ def tokenizer_with_tags(kind: int | None) -> Tokenizer:
     """The tags as tokens of this type (3 = control, 4 = user-defined); None = plain text."""
     base = gguf_files.bpe_tokenizer()
     tags = ["<think>", "</think>"] if kind else []
-    return load_tokenizer(
-        {
-            **base,
-            "tokenizer.ggml.tokens": [*base["tokenizer.ggml.tokens"], *tags],
-            "tokenizer.ggml.token_type": [*base["tokenizer.ggml.token_type"], *[kind for _ in tags]],
-        }
-    )
+    metadata = {
+        **base,
+        "tokenizer.ggml.tokens": [*base["tokenizer.ggml.tokens"], *tags],
+        "tokenizer.ggml.token_type": [*base["tokenizer.ggml.token_type"], *[kind for _ in tags]],
+    }
+    return load_tokenizer(gguf_files.text_assets(metadata))
 
 
 TOKENIZERS = {

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from corral.errors import CorralError, InvalidRequest, UnsupportedModel
