@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from corral.errors import ModelNotFound, PullFailed
-from corral.server.details import config_fields
+from corral.server.details import model_facts
 from corral.store.local import Store
 from corral.store.pull import pull
 
@@ -23,7 +23,7 @@ def _real_model(name: str, file: str) -> Path:
     try:
         with contextlib.suppress(ModelNotFound):
             return store.find(name).path
-        for _ in pull(store, name, inspect=config_fields):
+        for _ in pull(store, name, inspect=model_facts):
             pass
         return store.find(name).path
     except PullFailed as error:

@@ -11,9 +11,9 @@ from live_server import LiveServer
 import gguf_files
 from corral.config import Settings
 from corral.pool.pool import Pool
-from corral.server.details import config_fields
+from corral.server.details import model_facts
 from corral.store.local import Store
-from corral.store.names import ModelName
+from corral.store.pull import pull
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     for name, write in (("llama", gguf_files.tiny_llama), ("gemma", gguf_files.tiny_gemma3)):
         path = folder / f"{name}.gguf"
         write(path)
-        store.add_file(path, ModelName.parse(name), inspect=config_fields)
+        list(pull(store, str(path), name=name, inspect=model_facts, local_files=True))
     settings = Settings(models=store.root, threads=1, kv_cache=8 << 20, memory_budget=1 << 30)
     server = LiveServer(settings, Pool(store, settings))
     yield server

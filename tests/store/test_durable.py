@@ -7,7 +7,6 @@ from corral.errors import CorralError, CorruptModel, PullFailed, UnsupportedMode
 from corral.store import durable
 from corral.store.local import Store
 from corral.store.lock import FileLock
-from corral.store.names import ModelName
 from corral.store.pull import pull
 
 CALLS = ("open", "write", "fsync", "replace")
@@ -45,11 +44,15 @@ def check_whole(store, expected):
     assert not list(store.root.rglob(".corral-*"))
 
 
+def take(store, path, name):
+    list(pull(store, str(path), name=name, local_files=True))
+
+
 @pytest.fixture
 def store(tmp_path):
     store = Store(tmp_path / "models")
     (tmp_path / "old.gguf").write_bytes(b"old weights")
-    store.add_file(tmp_path / "old.gguf", ModelName.parse("old"))
+    take(store, tmp_path / "old.gguf", "old")
     return store
 
 
@@ -162,7 +165,7 @@ def test_a_full_disk_is_named_and_leaves_the_store_whole(tmp_path):
     try:
         store, big = Store(disk / "models"), tmp_path / "big.gguf"
         (tmp_path / "small.gguf").write_bytes(b"x" * 1000)
-        store.add_file(tmp_path / "small.gguf", ModelName.parse("old"))
+        take(store, tmp_path / "small.gguf", "old")
         big.write_bytes(os.urandom(2 << 20))
         with pytest.raises(PullFailed, match="disk is full"):
             add(store, big)

@@ -11,6 +11,7 @@ from corral.errors import CorralError, CorruptModel, InvalidName, ModelNotFound,
 from corral.store import manifest as media
 from corral.store.local import Store
 from corral.store.names import ModelName
+from corral.store.reference import Reference
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_model_without_a_gguf_is_unsupported(store):
     with store.new_blob() as file:
         file.write(b"tensor")
         layer = store.publish_blob(file, "application/vnd.ollama.image.tensor")
-    with pytest.raises(UnsupportedModel, match="GGUF"):
+    with pytest.raises(UnsupportedModel, match="no weights"):
         store.add_model(ModelName.parse("safe"), layer, {}, {})
     assert store.list() == []
 
@@ -220,7 +221,7 @@ def test_read_only_store_says_what_to_mend(store, monkeypatch):
 
     monkeypatch.setattr("corral.store.durable.os.open", refuse)
     with pytest.raises(CorralError, match="permissions"):
-        store.add_file(store.root, ModelName.parse("x"))
+        store.add_reference(ModelName.parse("x"), Reference("/x", 0, 0), {}, {})
 
 
 def test_two_processes_add_and_delete_in_one_store_without_damage(store):

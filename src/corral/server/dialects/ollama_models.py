@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from corral.errors import InvalidRequest
 from corral.pool.pool import LoadedModel
-from corral.server.details import config_fields, model_card, model_details, model_row
+from corral.server.details import model_card, model_details, model_facts, model_row
 from corral.server.dialects.ollama_shape import NDJSON, last_line
 from corral.server.dialects.ollama_types import ModelRequest
 from corral.server.routes import Access, Row
@@ -81,7 +81,7 @@ class OllamaModels:
         from corral.store.pull import pull  # here: a server that starts need not wait for it
 
         wire = decode(await request.body(), ModelRequest)
-        steps = _pull(pull(self.service.store, _required(wire), inspect=config_fields))
+        steps = _pull(pull(self.service.store, _required(wire), inspect=model_facts))
         if wire.stream is not False:
             return stream(self.service.drain, lambda outlet: _write_steps(steps, outlet), NDJSON, last_line)
         return single(self.service.drain, lambda: _last_step(steps))
