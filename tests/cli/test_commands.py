@@ -4,6 +4,7 @@ import pytest
 from fake_server import SHOWN
 
 from gguf_files import tiny_llama
+from hf_export import export_folder
 
 
 def names(done):
@@ -138,3 +139,26 @@ def test_a_file_that_is_no_model_is_refused_and_not_kept(corral, tmp_path):
 def test_a_name_that_is_none_fails_cleanly(corral, name):
     done = corral("show", name)
     assert done.returncode == 1 and "name" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_is_named_shown_and_run_where_it_is(corral, tmp_path):
+    folder = export_folder(tiny_llama(tmp_path / "tiny.gguf"), tmp_path / "Folder", dtype="BF16")
+    assert corral("pull", str(folder), "--name", "mine").returncode == 0
+    (row,) = json.loads(corral("list", "--json").stdout)["models"]
+    assert row["name"] == "mine:latest" and row["size"] < 2 * (folder / "model.safetensors").stat().st_size
+    assert (
+        row["details"] | {"format": "safetensors", "family": "llama", "quantization_level": "BF16"}
+        == row["details"]
+    )
+    shown = corral("show", "mine").stdout
+    for fact in ("llama", "512", "BF16", row["details"]["parameter_size"]):
+        assert fact in shown
+    tensors = corral("show", "mine", "-v").stdout
+    assert "model.embed_tokens.weight" in tensors and "llama.block_count" in tensors
+    assert sum(path.stat().st_size for path in (tmp_path / "models/blobs").iterdir()) < 10_000
+    replies = [
+        corral("run", str(place), "the sheep", "--temperature", "0", "--max-tokens", "8")
+        for place in (folder, tmp_path / "tiny.gguf")
+    ]
+    assert [reply.returncode for reply in replies] == [0, 0], replies
+    assert set(names(corral("list", "--json"))) == {"mine:latest", "folder:latest", "tiny:latest"}
