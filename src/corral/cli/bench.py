@@ -28,6 +28,7 @@ from corral.cli.client import Client
 from corral.cli.exits import OK, UsageError
 from corral.cli.serve import fetch
 from corral.config import DEFAULT_MODEL, Settings
+from corral.store import words
 from corral.store.local import Store
 
 
@@ -96,7 +97,7 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="a model as vLLM reads it: a folder with config.json and safetensors",
+        help=f"a model as vLLM reads it: {words.A_FOLDER}",
     )
     group.add_argument(
         "--start-timeout", type=float, default=600.0, metavar="S", help="for a server to start"
