@@ -19,7 +19,7 @@ TOKENS = random_tokens(50, 300)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("family", MODELS)
 def test_float32_folder_has_the_log_probs_of_the_same_weights_in_a_file(
     tmp_path: Path, family: str, shards: int
 ) -> None:

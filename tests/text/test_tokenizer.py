@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import struct
 import sys
 from array import array
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import gguf_files
 from corral.errors import CorralError, CorruptModel, InvalidRequest, UnsupportedModel
 from corral.text.pretokenizers import PRETOKENIZERS
+from corral.text.spm import _field, _pieces
 from corral.text.tokenizer import Tokenizer
 from corral.text.tokenizer import load_tokenizer as load
 from corral.weights.open import open_source
@@ -317,3 +319,14 @@ def test_loading_imports_no_numpy() -> None:
 
     code = "import sys, corral.text.template, corral.weights.open; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pieces_are_serialised_as_one_by_one() -> None:
+    """The strided writing of text/spm.py against the plain one: a message of text, score and type for each."""
+    texts = [b"a", "é".encode() * 70, b"x" * 20_000, b"<0x0A>"]
+    types, scores = bytearray([1, 3, 5, 6]), array("f", [0.5, -1.0, 1e6, -0.0])
+
+    def plain(text: bytes, kind: int, score: float) -> bytes:
+        return _field(1, _field(1, text) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind]))
+
+    assert _pieces(texts, types, scores) == b"".join(map(plain, texts, types, scores))

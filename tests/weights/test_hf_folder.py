@@ -66,6 +66,15 @@ def test_a_tied_head_is_the_embedding_even_where_a_copy_is_stored(tmp_path) -> N
         assert "output.weight" not in source.named(PUBLISHED).tensors
 
 
+def test_an_untied_head_that_is_missing_is_refused(tmp_path) -> None:
+    tensors = {name: values for name, values in TENSORS.items() if name != "lm_head.weight"}
+    with (
+        open_source(folder(tmp_path, tensors=tensors)) as source,
+        pytest.raises(CorruptModel, match="missing"),
+    ):
+        source.named(PUBLISHED)
+
+
 def test_multimodal_folder_gives_its_language_model(tmp_path) -> None:
     inner = {key: value for key, value in CONFIG.items() if key != "architectures"}
     config = {
@@ -147,6 +156,7 @@ def refused(path, message: str, kind: type[Exception] = UnsupportedModel) -> Non
 
 def test_folders_that_hold_no_model_say_what_to_do(tmp_path) -> None:
     refused(tmp_path, "it has no config.json")
+    refused(tmp_path / "model.safetensors", "name the folder in which it lies")
     (tmp_path / "a.gguf").write_bytes(b"")
     refused(tmp_path, "name one of them: a.gguf")
     (tmp_path / "config.json").write_text('{"architectures": ["A"]}')

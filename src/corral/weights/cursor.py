@@ -71,7 +71,7 @@ class StringArray(Sequence[str]):
             raise CorruptModel(f"element {index} of '{self._key}' is not UTF-8") from None
 
 
-Value = int | float | bool | str | StringArray | memoryview
+MetadataValue = int | float | bool | str | StringArray | memoryview
 
 
 class Cursor:
@@ -150,7 +150,7 @@ class Cursor:
             self.corrupt("the name is empty")
         return text
 
-    def value(self, key: str) -> Value:
+    def value(self, key: str) -> MetadataValue:
         """A metadata value with its type in front."""
         kind = self.u32()
         if kind == STRING:

@@ -11,11 +11,11 @@ from math import prod
 from pathlib import Path
 
 from corral.errors import CorruptModel
-from corral.weights.cursor import Cursor, StringArray, Value
+from corral.weights.cursor import Cursor, MetadataValue, StringArray
 from corral.weights.ggml_types import REMOVED_TYPES, TENSOR_TYPES, TensorType
 from corral.weights.mapped import MappedFile
 
-__all__ = ["GGUFFile", "StringArray", "TensorInfo", "Value", "open_gguf"]
+__all__ = ["GGUFFile", "MetadataValue", "StringArray", "TensorInfo", "open_gguf"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -98,8 +98,8 @@ def _read_header(cursor: Cursor) -> tuple[int, int, int]:
     return version, tensors, keys
 
 
-def _read_metadata(cursor: Cursor, count: int) -> dict[str, Value]:
-    metadata: dict[str, Value] = {}
+def _read_metadata(cursor: Cursor, count: int) -> dict[str, MetadataValue]:
+    metadata: dict[str, MetadataValue] = {}
     for i in range(count):
         cursor.where = f"key {i + 1} of {count}"
         key = cursor.name(MAX_KEY_LENGTH)
@@ -110,7 +110,7 @@ def _read_metadata(cursor: Cursor, count: int) -> dict[str, Value]:
     return metadata
 
 
-def _alignment(cursor: Cursor, metadata: Mapping[str, Value]) -> int:
+def _alignment(cursor: Cursor, metadata: Mapping[str, MetadataValue]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     cursor.where = "key 'general.alignment'"
     if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):

@@ -25,6 +25,7 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_INDEX, MAX_COLONS = 16 << 20, 200_000  # bytes, and entries; the largest there are have 9 MB and 92,000
 MAX_SHARDS = 1000
+HEAD = "output.weight"
 
 
 class _Index(msgspec.Struct, gc=False):
@@ -101,6 +102,9 @@ class HFFolder:
                 values[name] = value
         single = {name: parts[0] for name, parts in self._stored.items()}
         stored = translate(single, published.tensors)
+        untied = self._config.get("tie_word_embeddings") is False and HEAD in published.tensors
+        if untied and HEAD not in stored:
+            raise CorruptModel(f"{self.name}: its head is no copy of the embedding, but '{HEAD}' is missing")
         self._places |= stored  # who was given tensors by their canonical names releases them by those
         return HFFolder(self._files, self._config, self._shards, values, stored)
 

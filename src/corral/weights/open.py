@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from corral.errors import UnsupportedModel
 from corral.weights.gguf_source import GGUFSource
 from corral.weights.source import ModelSource
 
@@ -15,4 +16,6 @@ def open_source(path: Path | str) -> ModelSource:
         from corral.weights.hf_folder import HFFolder  # not needed where the store has files alone
 
         return HFFolder.open(path)
+    if path.suffix == ".safetensors":
+        raise UnsupportedModel(f"{path.name} is a part of a model; name the folder in which it lies")
     return GGUFSource.open(path)
