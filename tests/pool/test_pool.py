@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from conversations import user
 from corral.config import Settings
 from corral.engine.client import EngineClient
 from corral.engine.protocol import Ready
@@ -177,7 +178,7 @@ def test_loaded_model_keeps_no_file_open(model_path):
         async with pool.lease("a") as model:
             assert held() == []
             assert model.tokenizer.encode("the rain", special=False, add_bos=False)
-            assert model.template.encode([{"role": "user", "content": "hi"}])
+            assert model.template.encode(user("hi"))
 
     run(model_path, scenario)
 

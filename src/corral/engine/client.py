@@ -5,7 +5,7 @@ import itertools
 import logging
 import signal
 from array import array
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import msgspec
@@ -25,6 +25,7 @@ from corral.engine.protocol import (
     Step,
     Stop,
 )
+from corral.engine.tasks import TaskSet
 from corral.engine.wire import HEADER, BadFrame, decode_from_engine, encode_frame, frame_length
 from corral.errors import EngineFailed, Overloaded
 from corral.types import NO_SCORES, SamplingParams, Scores
@@ -58,7 +59,7 @@ class EngineClient:
         self._frames = 0
         self._last_frame = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
 
     @classmethod
     async def start(
@@ -161,7 +162,7 @@ class EngineClient:
         if self._ended:
             return
         if self._answer.done():
-            self._run(self._fail("" if error is None else str(error)))
+            self._tasks.start(self._fail("" if error is None else str(error)))
         elif error is None:
             self._answer.set_result(None)
         else:
@@ -216,7 +217,7 @@ class EngineClient:
         if self._frames != frames:
             silent = 0
         if silent >= _TICKS:
-            self._run(self._kill_hung())
+            self._tasks.start(self._kill_hung())
             return
         delay = self._step_timeout / _TICKS
         loop = asyncio.get_running_loop()
@@ -226,11 +227,6 @@ class EngineClient:
         self._process.signal(signal.SIGABRT)  # a process that still can prints its stacks
         await self._process.ends_within(0.2)
         await self._fail(f"no step was made for {self._step_timeout:g} s")
-
-    def _run(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # or it could be collected while it runs
-        task.add_done_callback(self._tasks.discard)
 
 
 class _Frames(asyncio.Protocol):

@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection, Coroutine
+from collections.abc import AsyncGenerator, Collection
 from datetime import UTC, datetime, timedelta
 
 from corral.config import Settings
 from corral.engine.client import EngineClient
+from corral.engine.tasks import TaskSet
 from corral.errors import OutOfMemory, ShuttingDown
 from corral.pool.loaded import LoadedModel, ModelFile, ModelInfo, StartEngine, load_model
 from corral.pool.machine import available_memory
@@ -75,7 +76,7 @@ class Pool:
         self._places: dict[ModelName, _Place] = {}
         self._held: set[_Place] = set()  # all that take memory, retired ones too
         self._changed = asyncio.Event()  # replaced at every change
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._closing = False
 
     @contextlib.asynccontextmanager
@@ -130,7 +131,7 @@ class Pool:
         for place in list(self._held):
             place.loading.cancel()
             self._retire(place)
-            self._run(self._end(place))
+            self._tasks.start(self._end(place))
         for place in list(self._held):
             await self._gone(place)
 
@@ -223,7 +224,7 @@ class Pool:
         if self._places.get(place.stored.name) is place:
             del self._places[place.stored.name]
         if place.model and not place.leases:
-            self._run(self._end(place))
+            self._tasks.start(self._end(place))
 
     async def _end(self, place: _Place) -> None:
         model, place.model = place.model, None
@@ -248,11 +249,6 @@ class Pool:
         """Wake everybody who waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def _run(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # or it could be collected while it runs
-        task.add_done_callback(self._tasks.discard)
 
 
 def _has_failed(place: _Place) -> bool:
