@@ -29,3 +29,11 @@ def test_tokens_that_end_a_reply_are_stop_tokens_unless_they_are_ignored() -> No
         wanted = Generation(pool.store.find("tiny"), ("x",), params, Ending(ignore_eos=ignored))
         asyncio.run(generate(pool, wanted, Collected().take))
     assert [params.stop_token_ids for _, params in pool.engine.seen] == [(7, EOS), (7,)]
+
+
+def test_token_that_the_model_cannot_say_is_no_stop_token() -> None:
+    pool = FakePool(FakeStore("tiny"))
+    pool.tokenizer.eos_ids = frozenset({EOS, 5000})
+    wanted = Generation(pool.store.find("tiny"), ("x",), SamplingParams(max_tokens=2))
+    asyncio.run(generate(pool, wanted, Collected().take))
+    assert [params.stop_token_ids for _, params in pool.engine.seen] == [(EOS,)]

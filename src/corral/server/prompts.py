@@ -51,7 +51,8 @@ class _Reader:
         if self.generation.shrink_to_fit and max_tokens is not None:
             max_tokens = min(max_tokens, self.context - longest)
         ends = () if self.generation.ending.ignore_eos else sorted(self.model.tokenizer.eos_ids)
-        stops = (*params.stop_token_ids, *ends)
+        sayable = self.model.engine.ready.vocab_size  # a tokeniser may know more than the model has rows for
+        stops = (*params.stop_token_ids, *(token for token in ends if token < sayable))
         return dataclasses.replace(params, context=self.context, max_tokens=max_tokens, stop_token_ids=stops)
 
     def _read(self, prompt: Prompt) -> TokenisedPrompt:
