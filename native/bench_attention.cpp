@@ -59,13 +59,16 @@ int main(int argc, char** argv) {
       }
     }
     const int width = model.heads * model.head_dim;
+    const Attention op{{0}, {0}, {0}, model.heads, 0.125f, 0.0f};
     std::vector<float> q(positions.size() * static_cast<size_t>(width), 0.125f), out(q.size());
     std::vector<double> times;
     const double end = now() + 0.4;
     while (times.size() < 5 || now() < end) {
       const double begin = now();
       attention.start(batch);
-      for (KVCache& cache : caches) attention.run({0, 0, 0, model.heads, 0.125f}, cache, false, q.data(), out.data());
+      const auto stride = static_cast<size_t>(width);
+      const AttentionRows both{q.data(), stride, out.data(), stride};
+      for (KVCache& cache : caches) attention.run(op, cache, false, both);
       times.push_back(now() - begin);
     }
     std::sort(times.begin(), times.end());
