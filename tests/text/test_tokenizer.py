@@ -322,7 +322,7 @@ def test_loading_imports_no_numpy() -> None:
 
 
 def test_pieces_are_serialised_as_one_by_one() -> None:
-    """The strided writing of text/spm.py against the plain one: a message of text, score and type for each."""
+    """The strided writing of text/spm.py against the plain one: a message of text, score and type each."""
     texts = [b"a", "é".encode() * 70, b"x" * 20_000, b"<0x0A>"]
     types, scores = bytearray([1, 3, 5, 6]), array("f", [0.5, -1.0, 1e6, -0.0])
 
