@@ -251,7 +251,7 @@ def test_architecture_of_another_family_is_named_before_its_keys_are_missed(mode
     async def scenario(pool, engines, shelf):
         other = write_gguf(tmp_path / "mamba.gguf", {"general.architecture": "mamba", "mamba.block_count": 2})
         shelf.replace("a", path=other)
-        with pytest.raises(UnsupportedModel, match=r"mamba.*supported: gemma3, llama"):
+        with pytest.raises(UnsupportedModel, match=r"mamba.*supported: .*llama"):
             await use(pool, "a")
         assert not engines.started
 

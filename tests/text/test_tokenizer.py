@@ -317,12 +317,13 @@ def test_loading_imports_no_numpy() -> None:
     """The API process stays small."""
     import subprocess
 
-    code = "import sys, corral.text.template, corral.weights.open; sys.exit('numpy' in sys.modules)"
+    modules = "corral.text.template, corral.text.tokenizer_json, corral.weights.hf_folder"
+    code = f"import sys, {modules}; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_pieces_are_serialised_as_one_by_one() -> None:
-    """The strided writing of text/spm.py against the plain one: a message of text, score and type each."""
+    """The strided writing of text/spm.py against the plain one: a message for each token."""
     texts = [b"a", "é".encode() * 70, b"x" * 20_000, b"<0x0A>"]
     types, scores = bytearray([1, 3, 5, 6]), array("f", [0.5, -1.0, 1e6, -0.0])
 
