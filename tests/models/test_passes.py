@@ -89,6 +89,20 @@ def test_a_value_and_views_of_it_are_narrowed_where_each_may_be() -> None:
     np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5, atol=1e-5)
 
 
+def test_what_wanted_rows_are_taken_of_stays_whole_for_others() -> None:
+    rng = np.random.default_rng(2)
+    shapes = {"token_embd": (20, 16), "q": (8, 16), "k": (8, 16), "v": (8, 16), "output": (20, 8)}
+    arrays = {f"{name}.weight": rng.normal(0, 1, shape) for name, shape in shapes.items()}
+    g = GraphBuilder(MemorySource("test", {}, arrays))
+    x = g.embed("token_embd", 20, 16)
+    q, k, v = (g.linear(x, name, 8) for name in "qkv")
+    g.head(g.attention(q, k, v, KVLayer(1, 8), 0.3), 20)
+    graph = narrow(g.build(20, 64))
+    linears = [op for op in graph.ops if isinstance(op, Linear)]
+    assert [graph.values[op.x].selected for op in linears] == [True, False, False]
+    assert [graph.values[op.outs[0]].selected for op in linears] == [True, False, False]
+
+
 @TINY
 @pytest.mark.parametrize("layers", [[1, -1], [1, 1, -1], [-1]])
 def test_stages_hand_on_rows_that_give_the_same_logits(

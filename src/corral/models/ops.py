@@ -210,19 +210,20 @@ def numbers_in(op: Op, *wanted: Role) -> list[int]:
     for name, role in op.roles.items():
         if role in wanted:
             entry = getattr(op, name)
-            entries = entry if isinstance(entry, tuple) else (entry,)
-            numbers.extend(number for number in entries if number is not None)
+            if isinstance(entry, tuple):
+                numbers += [number for number in entry if number is not None]
+            elif entry is not None:
+                numbers.append(entry)
     return numbers
 
 
 def renumbered(op: Op, numbers: Mapping[int, int], *changed: Role) -> Op:
-    """The op with other numbers in the fields of these roles."""
+    """The op with other numbers in the fields of these roles; a number that has no other stays."""
     changes: dict[str, Any] = {}
     for name, role in op.roles.items():
         if role in changed:
-            entry = getattr(op, name)
-            if isinstance(entry, tuple):
-                changes[name] = tuple(None if each is None else numbers[each] for each in entry)
-            elif entry is not None:
-                changes[name] = numbers[entry]
-    return replace(op, **changes)
+            old = getattr(op, name)
+            new = tuple(numbers.get(n, n) for n in old) if isinstance(old, tuple) else numbers.get(old, old)
+            if new != old:
+                changes[name] = new
+    return replace(op, **changes) if changes else op

@@ -1,7 +1,7 @@
 """Passes over a Graph: functions that give another Graph, which computes the same."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from corral.models.graph import Graph, Value
@@ -19,6 +19,8 @@ from corral.models.ops import (
     renumbered,
 )
 
+BY_ROW = {Role.READ, Role.REUSABLE}  # what an op reads to make some rows without the others
+
 
 def compact(graph: Graph) -> Graph:
     """The graph without values, weights and KV layers that no op needs."""
@@ -31,15 +33,16 @@ def compact(graph: Graph) -> Graph:
     ops = (renumbered(op, weights, *WEIGHTS) for op in ops)
     return replace(
         graph,
-        values=tuple(
-            replace(value, index=values[number], base=None if value.base is None else values[value.base])
-            for number, value in enumerate(graph.values)
-            if number in values
-        ),
+        values=tuple(_moved(graph.values[number], values) for number in values),
         weights=tuple(graph.weights[number] for number in weights),
         kv_layers=tuple(graph.kv_layers[number] for number in layers),
         ops=tuple(renumbered(op, layers, Role.LAYER) for op in ops),
     )
+
+
+def _moved(value: Value, numbers: Mapping[int, int]) -> Value:
+    index, base = numbers[value.index], None if value.base is None else numbers[value.base]
+    return value if (index, base) == (value.index, value.base) else replace(value, index=index, base=base)
 
 
 def _numbering(kept: Iterable[int]) -> dict[int, int]:
@@ -55,7 +58,7 @@ def narrow(graph: Graph) -> Graph:
     narrowing = _Narrowing(graph)
     for op in graph.ops:
         narrowing.emit(op)
-    return compact(replace(graph, values=tuple(narrowing.values), ops=tuple(narrowing.ops)))
+    return replace(graph, values=tuple(narrowing.values), ops=tuple(narrowing.ops))
 
 
 class _Narrowing:
@@ -66,7 +69,7 @@ class _Narrowing:
         self._selected: dict[int, int] = {}  # the value of the wanted rows, by the value of all rows
         self.ops: list[Op] = []
         self.values = [
-            value if value.selected else replace(value, selected=_root(value) not in self._whole)
+            value if value.selected or _root(value) in self._whole else replace(value, selected=True)
             for value in graph.values
         ]
 
@@ -81,9 +84,9 @@ class _Narrowing:
 
     def _append(self, op: Op) -> None:
         selected = any(self.values[value].selected for value in numbers_in(op, Role.WRITTEN))
-        reads = numbers_in(op, *READS)
-        numbers = {x: self._select(x) if selected else self._selected.get(x, x) for x in reads}
-        self.ops.append(renumbered(op, numbers, *READS))
+        chosen = [x for x in numbers_in(op, *READS) if selected or self.values[x].selected]
+        numbers = {x: self._select(x) for x in chosen}
+        self.ops.append(renumbered(op, numbers, *READS) if numbers else op)
 
     def _select(self, x: int) -> int:
         """The value of the wanted rows of x; what selects them is emitted when they are first needed."""
@@ -103,11 +106,11 @@ def _find_whole(graph: Graph) -> set[int]:
         return {_root(graph.values[number]) for number in numbers_in(op, *roles)}
 
     for op in reversed(graph.ops):
+        by_row = BY_ROW.intersection(op.roles.values()) and Role.READ_ALL not in op.roles.values()
         made = roots(op, Role.WRITTEN)
-        by_row = roots(op, Role.READ, Role.REUSABLE) and not roots(op, Role.READ_ALL)
         if not by_row:
             whole |= made
-        if (made & whole or not by_row) and not isinstance(op, Select):
+        if (not by_row or not whole.isdisjoint(made)) and not isinstance(op, Select):
             whole |= roots(op, *READS)
     return whole
 

@@ -1,9 +1,9 @@
 """Puts the values of a Graph into few buffers: one is free again after the last reading of what it holds."""
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from corral.models.graph import Graph, Value
 from corral.models.ops import READS, VALUES, Role, numbers_in, renumbered
@@ -12,18 +12,19 @@ from corral.models.program import Buffer, Program
 
 def place(graph: Graph) -> Program:
     """The Program of a graph: the same ops over buffers in place of values."""
-    last_read = {value: i for i, op in enumerate(graph.ops) for value in numbers_in(op, *READS)}
+    reads = [numbers_in(op, *READS) for op in graph.ops]
+    last_read = {value: i for i, values in enumerate(reads) for value in values}
     memory = _Memory(graph.values, last_read)
     ops = []
     for i, op in enumerate(graph.ops):
-        dying = [value for value in numbers_in(op, *READS) if last_read[value] == i]
+        dying = [value for value in reads[i] if last_read[value] == i]
         reusable = [value for value in numbers_in(op, Role.REUSABLE) if value in dying]
-        for value in numbers_in(op, Role.WRITTEN):
+        written = numbers_in(op, Role.WRITTEN)
+        for value in written:
             memory.hold(value, reusable)
-        numbers = {value: memory.buffer_of(value) for value in numbers_in(op, *VALUES)}
+        numbers = {value: memory.buffer_of(value) for value in (*reads[i], *written)}
         ops.append(renumbered(op, numbers, *VALUES))
-        memory.release(dying)
-        memory.release(value for value in numbers_in(op, Role.WRITTEN) if value not in last_read)
+        memory.release([*dying, *(value for value in written if value not in last_read)])
     return Program(
         tuple(memory.buffers),
         graph.weights,
@@ -34,8 +35,7 @@ def place(graph: Graph) -> Program:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Columns of a buffer that has memory of its own."""
 
     buffer: int
@@ -61,6 +61,7 @@ class _Memory:
             if value.base is not None and value.index in last_read:
                 self._views[value.base].append(value)
         self._places: dict[int, _Place] = {}
+        self._held = Counter[int]()  # how many values lie in each buffer
         self._numbers: dict[_Place, int] = {}  # of the buffers
         self._free: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
 
@@ -68,9 +69,9 @@ class _Memory:
         """Find a place for a new value: that of a dying one which the op may overwrite, or a buffer."""
         value = self._values[index]
         place = next((self._places[x] for x in reusable if self._fits(value, x)), None) or self._take(value)
-        self._places[index] = place
+        self._put(index, place)
         for view in self._views[index]:
-            self._places[view.index] = _Place(place.buffer, place.start + view.start, view.width)
+            self._put(view.index, _Place(place.buffer, place.start + view.start, view.width))
 
     def buffer_of(self, index: int) -> int:
         """The number of the buffer, or of the view of one, that a value lies in."""
@@ -84,12 +85,16 @@ class _Memory:
 
     def release(self, indices: Iterable[int]) -> None:
         """These values are read no more: their buffers are free if nothing else lies there."""
-        for place in [self._places.pop(index) for index in dict.fromkeys(indices)]:
-            if all(other.buffer != place.buffer for other in self._places.values()):
-                base = self.buffers[place.buffer]
-                free = self._free[base.width, base.selected]
-                if place.buffer not in free:
-                    heapq.heappush(free, place.buffer)
+        for index in dict.fromkeys(indices):
+            number = self._places.pop(index).buffer
+            self._held[number] -= 1
+            if not self._held[number]:
+                buffer = self.buffers[number]
+                heapq.heappush(self._free[buffer.width, buffer.selected], number)
+
+    def _put(self, index: int, place: _Place) -> None:
+        self._places[index] = place
+        self._held[place.buffer] += 1
 
     def _fits(self, value: Value, other: int) -> bool:
         """Whether a value may lie where another does, with nothing else there."""
