@@ -8,7 +8,7 @@ from corral.weights.groups import Groups
 
 native = pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
-TYPES = sorted(name for name, row in FORMATS.items() if row.bits < 16)
+TYPES = ["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"]
 
 
 def random_raw(type_name: str, rows: int, cols: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_every_type_gives_the_matrix_of_its_decoded_groups(type_name: str, rows:
     assert (matrix.rows, matrix.cols) == (rows, cols)
     weights = np.stack([matrix.dequantize_row(row) for row in range(rows)])
     np.testing.assert_array_equal(weights.view(np.uint32), groups.dequantize().view(np.uint32))
-    by_groups = packed_from_groups(groups, FORMATS[type_name].bits, isa)
+    by_groups = packed_from_groups(groups, groups.bits, isa)
     assert matrix.nbytes == by_groups.nbytes
     x = np.random.default_rng(0).standard_normal((5, cols)).astype(np.float32)
     products = [native.matmul(m, x, 1, isa) for m in (matrix, by_groups)]

@@ -64,6 +64,7 @@ def random_groups(kind: Kind, rows: int, cols: int = COLS, seed: int = 0) -> Gro
     subs = rows, cols // kind.group
     return Groups(
         codes=rng.integers(low, high + 1, (rows, cols)).astype(np.int8 if low else np.uint8),
+        bits=int(kind.codes[1]),
         group=kind.group,
         scale=rng.normal(0, 0.01, counts).astype(np.float16),
         offset=rng.normal(0, 0.05, counts).astype(np.float16) if kind.has_offset else None,

@@ -12,15 +12,23 @@ from corral.weights.groups import Groups
 from corral.weights.tensors import load_tensor
 
 ALL = sorted(FORMATS)
-QUANTISED = [name for name in ALL if FORMATS[name].bits < 16]
-HALF_SCALES = {"Q4_K": ("d", "dmin"), "Q5_K": ("d", "dmin"), "Q4_1": ("d", "m"), "Q5_1": ("d", "m")}
+FLOATS = ("F32", "F16", "BF16")
+QUANTISED = [name for name in ALL if name not in FLOATS]
+BITS = {name: int(name.removeprefix("I")[1]) for name in QUANTISED}
+HALF_SCALES = {
+    "Q2_K": ("d", "dmin"),
+    "Q4_K": ("d", "dmin"),
+    "Q5_K": ("d", "dmin"),
+    "Q4_1": ("d", "m"),
+    "Q5_1": ("d", "m"),
+}
 
 
 def random_raw(type_name: str, rows: int = 6, cols: int = 768, seed: int = 0) -> np.ndarray:
     """Rows of random bytes whose half-precision scales are finite, of every size and sign."""
     rng = np.random.default_rng(seed)
     layout = FORMATS[type_name].layout
-    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]][0]
+    block = FORMATS[type_name].block
     raw = rng.integers(0, 256, (rows, cols // block * layout.itemsize), dtype=np.uint8)
     if layout.names:
         blocks = raw.view(layout)
@@ -50,8 +58,8 @@ def weights(type_name: str, raw: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("type_name", ALL)
 def test_layout_has_the_size_of_the_type_table(type_name: str) -> None:
-    sizes = {kind.name: kind.nbytes for kind in TENSOR_TYPES.values()}
-    assert FORMATS[type_name].layout.itemsize == sizes[type_name]
+    sizes = {kind.name: (kind.block, kind.nbytes) for kind in TENSOR_TYPES.values()}
+    assert (FORMATS[type_name].block, FORMATS[type_name].layout.itemsize) == sizes[type_name]
 
 
 def test_type_table_agrees_with_the_gguf_package() -> None:
@@ -64,7 +72,21 @@ def test_type_table_agrees_with_the_gguf_package() -> None:
 @pytest.mark.parametrize("type_name", ALL)
 def test_decoding_random_blocks_gives_exactly_the_reference_weights(type_name: str) -> None:
     raw = random_raw(type_name)
-    np.testing.assert_array_equal(weights(type_name, raw), expected(type_name, raw))
+    ours, theirs = weights(type_name, raw), expected(type_name, raw)
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
+@pytest.mark.parametrize("byte", [0, 0x80, 0x7F, 0xFF])
+def test_decoding_blocks_of_one_byte_gives_exactly_the_reference_weights(type_name: str, byte: int) -> None:
+    raw = random_raw(type_name)
+    blocks = raw.view(FORMATS[type_name].layout)
+    halves = {field: blocks[field].copy() for field in HALF_SCALES.get(type_name, ("d",))}
+    raw[:] = byte
+    for field, values in halves.items():
+        blocks[field] = values
+    ours, theirs = weights(type_name, raw), expected(type_name, raw)
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
 
 
 @pytest.mark.parametrize("type_name", ALL)
@@ -94,19 +116,21 @@ def test_decoding_some_rows_equals_those_rows_of_all(
 def test_groups_have_the_documented_shapes_and_types(type_name: str) -> None:
     groups = FORMATS[type_name].decode(random_raw(type_name))
     assert isinstance(groups, Groups)
-    bits, super_blocks = FORMATS[type_name].bits, type_name.endswith("_K")
+    super_blocks = FORMATS[type_name].block == 256
     assert groups.codes.shape == (6, 768)
-    assert groups.codes.dtype == (np.int8 if bits == 8 else np.uint8)
-    assert bits == 8 or groups.codes.max() == 2**bits - 1
-    assert groups.group == (16 if type_name == "Q6_K" else 32)
+    assert groups.codes.dtype == (np.int8 if groups.bits == 8 else np.uint8)
+    assert groups.bits == BITS[type_name]
+    assert groups.bits == 8 or groups.codes.max() == 2**groups.bits - 1
+    assert groups.group == (16 if type_name in ("Q2_K", "Q3_K", "Q6_K") else 32)
     per_scale = 256 if super_blocks else groups.group
     assert groups.scale.shape == (6, 768 // per_scale)
     assert groups.scale.dtype == np.float16
     for array in (groups.codes, groups.scale, groups.offset, groups.sub_scale, groups.sub_offset):
         assert array is None or array.flags.c_contiguous
-    if super_blocks:
-        assert groups.sub_scale is not None
-        assert groups.sub_scale.shape == (6, 768 // groups.group)
+    assert super_blocks == (groups.sub_scale is not None)
+    for array in (groups.sub_scale, groups.sub_offset):
+        assert array is None or array.shape == (6, 768 // groups.group)
+        assert array is None or array.dtype == np.int8 or array.max() == 2**groups.sub_bits - 1
     if groups.offset is not None:
         assert groups.offset.shape == groups.scale.shape
         assert groups.zero == 0

@@ -21,12 +21,11 @@ Words = NDArray[np.uint64]  # eight codes a word
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A tensor type that can be run: bits of a code (16 or 32 = plain float), block layout, and decoder."""
+    """A tensor type that can be run: how its blocks lie in memory, and their decoder."""
 
     name: str
-    bits: int
     block: int  # weights of a block
-    layout: np.dtype[Any]
+    layout: np.dtype[Any]  # of a block
     decode: Callable[[Raw], Groups | NDArray[np.float32]]
 
 
@@ -40,8 +39,9 @@ Q4_1 = _layout(("d", "<f2"), ("m", "<f2"), ("qs", "V16"))  # w = d * q + m
 Q5_0 = _layout(("d", "<f2"), ("qh", "u1", 4), ("qs", "V16"))  # w = d * (q - 16)
 Q5_1 = _layout(("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "V16"))  # w = d * q + m
 Q8_0 = _layout(("d", "<f2"), ("qs", "V32"))  # w = d * q, q signed
+IQ4_NL = Q4_0  # w = d * table[q]
 
-# 256 weights a block, with a scale (and a minimum) for every 32, or in Q6_K 16.
+# 256 weights a block, with a scale (and a minimum) for every 32, in Q2_K, Q3_K and Q6_K for 16.
 # Q4_K, Q5_K: w = d * scale * q - dmin * minimum. 32 bytes of qs hold 32 weights in the low and the next 32 in
 # the high nibbles; bit i of qh[l] is the fifth bit of weight 32 i + l. `scales`: see _sub_scales.
 Q4_K = _layout(("d", "<f2"), ("dmin", "<f2"), ("scales", "<u4", 3), ("qs", "V32", 4))
@@ -49,6 +49,17 @@ Q5_K = _layout(("d", "<f2"), ("dmin", "<f2"), ("scales", "<u4", 3), ("qh", "V32"
 # Q6_K: w = d * scale * (q - 32). Each half of 128 weights: 64 bytes of ql hold 64 weights in the low and the
 # next 64 in the high nibbles; bits 2 i and 2 i + 1 of qh[l] are the upper bits of weight 32 i + l.
 Q6_K = _layout(("ql", "V64", 2), ("qh", "V32", 2), ("scales", "i1", 16), ("d", "<f2"))
+# Q2_K: w = d * scale * q - dmin * minimum, scales in the low and minimums in the high nibbles. Each half of
+# 128 weights: bits 2 i and 2 i + 1 of qs[l] are weight 32 i + l.
+Q2_K = _layout(("scales", "u1", 16), ("qs", "V32", 2), ("d", "<f2"), ("dmin", "<f2"))
+# Q3_K: w = d * (scale - 32) * (q - 4). The low bits as in Q2_K; bit i of hmask[l] is the third one of weight
+# 32 i + l. `scales`: see _signed_scales.
+Q3_K = _layout(("hmask", "V32"), ("qs", "V32", 2), ("scales", "u1", 12), ("d", "<f2"))
+# IQ4_XS: w = d * (scale - 32) * table[q], 16 bytes of qs as in Q4_0. The low 4 bits of the 8 scales are the
+# nibbles of scales_l, low ones first, and the upper 2 lie in scales_h, lowest first.
+IQ4_XS = _layout(("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "V16", 8))
+
+_IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
 # The bits of a byte, each as bit 4 of one of eight bytes.
 _FIFTH_BITS: Words = (np.unpackbits(np.arange(256, dtype="u1"), bitorder="little") << 4).view("<u8")
@@ -106,12 +117,14 @@ def _decode_bf16(raw: Raw) -> NDArray[np.float32]:
 
 def _decode_q4_0(raw: Raw) -> Groups:
     blocks = raw.view(Q4_0)
-    return Groups(_as_codes(_split_bytes(blocks["qs"], 4, 0)), 32, _scales(blocks, "d"), zero=8)
+    return Groups(_as_codes(_split_bytes(blocks["qs"], 4, 0)), 4, 32, _scales(blocks, "d"), zero=8)
 
 
 def _decode_q4_1(raw: Raw) -> Groups:
     blocks = raw.view(Q4_1)
-    return Groups(_as_codes(_split_bytes(blocks["qs"], 4, 0)), 32, _scales(blocks, "d"), _scales(blocks, "m"))
+    return Groups(
+        _as_codes(_split_bytes(blocks["qs"], 4, 0)), 4, 32, _scales(blocks, "d"), _scales(blocks, "m")
+    )
 
 
 def _five_bits(blocks: NDArray[Any]) -> NDArray[np.uint8]:
@@ -122,18 +135,18 @@ def _five_bits(blocks: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _decode_q5_0(raw: Raw) -> Groups:
     blocks = raw.view(Q5_0)
-    return Groups(_five_bits(blocks), 32, _scales(blocks, "d"), zero=16)
+    return Groups(_five_bits(blocks), 5, 32, _scales(blocks, "d"), zero=16)
 
 
 def _decode_q5_1(raw: Raw) -> Groups:
     blocks = raw.view(Q5_1)
-    return Groups(_five_bits(blocks), 32, _scales(blocks, "d"), _scales(blocks, "m"))
+    return Groups(_five_bits(blocks), 5, 32, _scales(blocks, "d"), _scales(blocks, "m"))
 
 
 def _decode_q8_0(raw: Raw) -> Groups:
     blocks = raw.view(Q8_0)
     codes = np.ascontiguousarray(blocks["qs"]).view(np.int8)
-    return Groups(codes, 32, _scales(blocks, "d"))
+    return Groups(codes, 8, 32, _scales(blocks, "d"))
 
 
 def _sub_scales(packed: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -154,21 +167,22 @@ def _sub_scales(packed: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[
     return flat[0], flat[1]
 
 
-def _k_groups(blocks: NDArray[Any], words: Words) -> Groups:
+def _k_groups(blocks: NDArray[Any], bits: int, words: Words) -> Groups:
     scale, minimum = _sub_scales(blocks["scales"])
-    return Groups(_as_codes(words), 32, _scales(blocks, "d"), _scales(blocks, "dmin"), scale, minimum)
+    super_scale, super_offset = _scales(blocks, "d"), _scales(blocks, "dmin")
+    return Groups(_as_codes(words), bits, 32, super_scale, super_offset, scale, minimum, sub_bits=6)
 
 
 def _decode_q4_k(raw: Raw) -> Groups:
     blocks = raw.view(Q4_K)
-    return _k_groups(blocks, _split_bytes(blocks["qs"], 4, 0))
+    return _k_groups(blocks, 4, _split_bytes(blocks["qs"], 4, 0))
 
 
 def _decode_q5_k(raw: Raw) -> Groups:
     blocks = raw.view(Q5_K)
     words = _split_bytes(blocks["qs"], 4, 0)
     words |= _split_bytes(blocks["qh"], 1, 4)
-    return _k_groups(blocks, words)
+    return _k_groups(blocks, 5, words)
 
 
 def _decode_q6_k(raw: Raw) -> Groups:
@@ -176,22 +190,75 @@ def _decode_q6_k(raw: Raw) -> Groups:
     words = _split_bytes(blocks["ql"], 4, 0)
     words |= _split_bytes(blocks["qh"], 2, 4)
     sub_scale = np.ascontiguousarray(blocks["scales"]).reshape(len(raw), blocks.shape[1] * 16)
-    return Groups(_as_codes(words), 16, _scales(blocks, "d"), sub_scale=sub_scale, zero=32)
+    return Groups(_as_codes(words), 6, 16, _scales(blocks, "d"), sub_scale=sub_scale, zero=32)
+
+
+def _nibbles(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The low and the high 4 bits of every byte."""
+    return packed & np.uint8(15), packed >> np.uint8(4)
+
+
+def _decode_q2_k(raw: Raw) -> Groups:
+    blocks = raw.view(Q2_K)
+    codes = _as_codes(_split_bytes(blocks["qs"], 2, 0))
+    packed: NDArray[np.uint8] = blocks["scales"].reshape(len(raw), blocks.shape[1] * 16)
+    super_scale, super_offset = _scales(blocks, "d"), _scales(blocks, "dmin")
+    return Groups(codes, 2, 16, super_scale, super_offset, *_nibbles(packed), sub_bits=4)
+
+
+def _signed_scales(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Sixteen 6-bit scales, less 32, from 12 bytes [M, blocks, 12] -> [M, K / 16].
+
+    The low 4 bits of scales 0-7 are the low, of 8-15 the high nibbles of bytes 0-7; the upper 2 bits of
+    scales 4 i to 4 i + 3 are bits 2 i and 2 i + 1 of bytes 8-11.
+    """
+    low = np.concatenate(_nibbles(packed[..., :8]), axis=-1)
+    high = np.concatenate([packed[..., 8:] >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+    scales: NDArray[np.int8] = (low | high << 4).view(np.int8) - np.int8(32)
+    return scales.reshape(len(packed), packed.shape[1] * 16)
+
+
+def _decode_q3_k(raw: Raw) -> Groups:
+    blocks = raw.view(Q3_K)
+    words = _split_bytes(blocks["qs"], 2, 0)
+    words |= _split_bytes(blocks["hmask"], 1, 2)
+    sub_scale = _signed_scales(blocks["scales"])
+    return Groups(_as_codes(words), 3, 16, _scales(blocks, "d"), sub_scale=sub_scale, zero=4)
+
+
+def _decode_iq4_nl(raw: Raw) -> Groups:
+    blocks = raw.view(IQ4_NL)
+    codes = _as_codes(_split_bytes(blocks["qs"], 4, 0))
+    return Groups(codes, 4, 32, _scales(blocks, "d"), table=_IQ4_VALUES)
+
+
+def _decode_iq4_xs(raw: Raw) -> Groups:
+    blocks = raw.view(IQ4_XS)
+    codes = _as_codes(_split_bytes(blocks["qs"], 4, 0))
+    low = np.stack(_nibbles(blocks["scales_l"]), axis=-1)
+    high = blocks["scales_h"][..., None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    scales = low.reshape(high.shape).view(np.int8) + (high << 4).astype(np.int8) - np.int8(32)
+    sub_scale = scales.reshape(len(raw), blocks.shape[1] * 8)
+    return Groups(codes, 4, 32, _scales(blocks, "d"), sub_scale=sub_scale, table=_IQ4_VALUES)
 
 
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("F32", 32, 1, np.dtype("<f4"), _decode_f32),
-        Format("F16", 16, 1, np.dtype("<f2"), _decode_f16),
-        Format("BF16", 16, 1, np.dtype("<u2"), _decode_bf16),
-        Format("Q4_0", 4, 32, Q4_0, _decode_q4_0),
-        Format("Q4_1", 4, 32, Q4_1, _decode_q4_1),
-        Format("Q5_0", 5, 32, Q5_0, _decode_q5_0),
-        Format("Q5_1", 5, 32, Q5_1, _decode_q5_1),
-        Format("Q8_0", 8, 32, Q8_0, _decode_q8_0),
-        Format("Q4_K", 4, 256, Q4_K, _decode_q4_k),
-        Format("Q5_K", 5, 256, Q5_K, _decode_q5_k),
-        Format("Q6_K", 6, 256, Q6_K, _decode_q6_k),
+        Format("F32", 1, np.dtype("<f4"), _decode_f32),
+        Format("F16", 1, np.dtype("<f2"), _decode_f16),
+        Format("BF16", 1, np.dtype("<u2"), _decode_bf16),
+        Format("Q4_0", 32, Q4_0, _decode_q4_0),
+        Format("Q4_1", 32, Q4_1, _decode_q4_1),
+        Format("Q5_0", 32, Q5_0, _decode_q5_0),
+        Format("Q5_1", 32, Q5_1, _decode_q5_1),
+        Format("Q8_0", 32, Q8_0, _decode_q8_0),
+        Format("IQ4_NL", 32, IQ4_NL, _decode_iq4_nl),
+        Format("IQ4_XS", 256, IQ4_XS, _decode_iq4_xs),
+        Format("Q2_K", 256, Q2_K, _decode_q2_k),
+        Format("Q3_K", 256, Q3_K, _decode_q3_k),
+        Format("Q4_K", 256, Q4_K, _decode_q4_k),
+        Format("Q5_K", 256, Q5_K, _decode_q5_k),
+        Format("Q6_K", 256, Q6_K, _decode_q6_k),
     )
 }

@@ -1,42 +1,84 @@
-"""Weights as codes with group scales: the form that every quantised format is decoded to."""
+"""Weights as whole-number codes with scales: the general form that every quantised format is decoded to."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Groups:
-    """Some rows of a QTensor, decoded to integers. G = columns of one scale.
+    """Some rows of a quantised matrix, M rows of K columns; `group` columns of a row share a scale.
 
-    weight[m, k] = scale[m, k // G] * codes[m, k] + offset[m, k // G]
-    With super-blocks (K-quants) scale and offset are themselves products, kept apart so that they stay exact:
-    scale = super_scale[m, k // 256] * sub_scale[m, k // G], offset = -super_offset * sub_offset.
+    weight = unit * (scale * value + offset), where value is table[code] where there is a table, otherwise
+    code - zero. With super-blocks (sub_scale is there) scale and offset are themselves products, kept apart
+    so that they stay exact: scale * sub_scale and -offset * sub_offset.
     """
 
-    codes: NDArray[Any]  # [M, K] uint8, or int8 where bits == 8
-    group: int  # columns of one scale: 16 or 32
-    scale: NDArray[np.float16]  # [M, K / group], or [M, K / 256] with super-blocks
-    offset: NDArray[np.float16] | None = None  # the same shape; None = `zero` says it all
+    codes: NDArray[Any]  # [M, K] uint8 below 2 ** bits, or int8
+    bits: int  # of a code: 1 to 8
+    group: int  # 16, 32, 64, 128, 256 ... columns, up to a whole row
+    scale: NDArray[np.floating[Any]]  # [M, K / group]; with super-blocks [M, S], of K / S columns each
+    offset: NDArray[np.floating[Any]] | None = None  # the same shape and type
     sub_scale: NDArray[Any] | None = None  # [M, K / group] uint8 or int8
     sub_offset: NDArray[np.uint8] | None = None  # [M, K / group]
-    zero: int = 0  # offset = -scale * zero where there is no offset array
+    sub_bits: int = 8  # sub scales and offsets that are uint8 are below 2 ** sub_bits
+    zero: int | NDArray[np.uint8] = 0  # one of them all, or [M, K / group]
+    table: NDArray[np.int8] | NDArray[np.float32] | None = None  # [2 ** bits]
+    unit: float = 1.0  # a constant of the format
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all the arrays."""
+        arrays = (getattr(self, field.name) for field in fields(self))
+        return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
     # A damaged file may hold scales that are infinite or not numbers.
     @np.errstate(invalid="ignore", over="ignore")
     def dequantize(self) -> NDArray[np.float32]:
         """The float32 weights [M, K] that these codes stand for."""
-        per_group = self.codes.shape[1] // self.group
-        scale = self.scale.astype(np.float32)
-        offset = None if self.offset is None else self.offset.astype(np.float32)
+        groups = self.codes.shape[1] // self.group
+        scale, offset = self._spread(self.scale), self._spread(self.offset)
+        assert scale is not None
         if self.sub_scale is not None:
-            scale = np.repeat(scale, per_group // scale.shape[1], axis=1) * self.sub_scale
+            scale = scale * self.sub_scale
             if offset is not None and self.sub_offset is not None:
-                offset = -np.repeat(offset, per_group // offset.shape[1], axis=1) * self.sub_offset
-        grouped = self.codes.reshape(len(self.codes), per_group, self.group).astype(np.float32) - self.zero
-        grouped *= scale[:, :, None]
+                offset = -offset * self.sub_offset
+        values = self.codes if self.table is None else self.table[self.codes]
+        weights = values.reshape(len(values), groups, self.group).astype(np.float32)
+        weights -= self.zero if isinstance(self.zero, int) else self.zero[:, :, None]
+        weights *= scale[:, :, None]
         if offset is not None:
-            grouped += offset[:, :, None]
-        return grouped.reshape(self.codes.shape)
+            weights += offset[:, :, None]
+        return weights.reshape(self.codes.shape)
+
+    def _spread(self, numbers: NDArray[np.floating[Any]] | None) -> NDArray[np.float32] | None:
+        """[M, S] scales or offsets in whole units as [M, K / group]."""
+        if numbers is None:
+            return None
+        wide = numbers.astype(np.float32) * np.float32(self.unit)
+        return np.repeat(wide, self.codes.shape[1] // self.group // wide.shape[1], axis=1)
+
+    def rows_between(self, start: int, stop: int | None) -> "Groups":
+        """Rows start to stop, as a view."""
+        return self._cut(lambda array: array[start:stop])
+
+    def columns_between(self, start: int, stop: int) -> "Groups":
+        """Columns start to stop, as a view; ValueError where they cut a group or a super-block."""
+        cols = self.codes.shape[1]
+
+        def cut(array: NDArray[Any]) -> NDArray[Any]:
+            edges = start * array.shape[1], stop * array.shape[1]
+            if any(edge % cols for edge in edges):
+                raise ValueError(f"no cut from column {start} to {stop}: scales are shared across it")
+            return array[:, edges[0] // cols : edges[1] // cols]
+
+        return self._cut(cut)
+
+    def _cut(self, cut: Callable[[NDArray[Any]], NDArray[Any]]) -> "Groups":
+        """These groups with every array but the table cut."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "table"}
+        changed: dict[str, Any] = {name: cut(a) for name, a in values.items() if isinstance(a, np.ndarray)}
+        return replace(self, **changed)
