@@ -21,15 +21,21 @@ using namespace corral;
 
 struct Kind {
   const char* name;
-  Codes codes;
-  Scales scales;
-  int group, zero;
+  Layout layout;
 };
 constexpr Kind kKinds[] = {
-    {"q4_1", Codes::U4, Scales::HalfOffset, 32, 0}, {"q4_0", Codes::U4, Scales::Half, 32, 8},
-    {"q4_k", Codes::U4, Scales::SuperOffset, 32, 0}, {"q5_0", Codes::U5, Scales::Half, 32, 16},
-    {"q6_k", Codes::U6, Scales::Super, 16, 32}, {"q8_0", Codes::S8, Scales::Half, 32, 0},
-    {"f16", Codes::F16, Scales::None, 0, 0}, {"f32", Codes::F32, Scales::None, 0, 0},
+    {"q2_k", {Codes::U2, Scales::SuperNibbles, 16}},
+    {"q3_k", {Codes::U3, Scales::Super, 16, 4}},
+    {"q4_0", {Codes::U4, Scales::Half, 32, 8}},
+    {"q4_1", {Codes::U4, Scales::HalfOffset, 32}},
+    {"q4_k", {Codes::U4, Scales::SuperOffset, 32}},
+    {"iq4_nl", {Codes::T4, Scales::Half, 32}},
+    {"iq4_xs", {Codes::T4, Scales::Super, 32}},
+    {"q5_0", {Codes::U5, Scales::Half, 32, 16}},
+    {"q6_k", {Codes::U6, Scales::Super, 16, 32}},
+    {"q8_0", {Codes::S8, Scales::Half, 32}},
+    {"f16", {Codes::F16}},
+    {"f32", {Codes::F32}},
 };
 constexpr struct {
   int cols, rows;
@@ -46,18 +52,17 @@ double now() {
 }
 
 Matrix random_matrix(const Kind& kind, Order order, int rows, int cols, std::mt19937& random) {
-  Matrix matrix(rows, cols, kind.codes, kind.scales, kind.group, kind.zero, order);
+  Matrix matrix(rows, cols, kind.layout, order);
   const size_t size = static_cast<size_t>(cols) * kPanelRows;
-  std::vector<uint8_t> codes(size), sub_offset(size, 3);
+  std::vector<uint8_t> codes(size), sub(size, 5);
   std::vector<uint16_t> scale(size, 0x2000);
-  std::vector<int8_t> sub_scale(size, 5);
   std::vector<float> floats(size, 0.5f);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
   for (int row = 0; row < rows; row += kPanelRows) {
     if (!matrix.quantised()) {
       matrix.pack_floats(row, kPanelRows, floats.data());
     } else {
-      matrix.pack(row, kPanelRows, {codes.data(), scale.data(), scale.data(), sub_scale.data(), sub_offset.data()});
+      matrix.pack(row, kPanelRows, {codes.data(), scale.data(), scale.data(), sub.data(), sub.data(), sub.data()});
     }
   }
   return matrix;
@@ -114,7 +119,7 @@ double read_rate(size_t bytes, int parts, const Read& read) {
 
 // Of a matrix of many rows times one row of activations.
 double stream_rate(const MatmulKernels& kernels, const Kind& kind, const Input& x, std::mt19937& random) {
-  const Matrix panel(kPanelRows, x.cols, kind.codes, kind.scales, kind.group, kind.zero, kernels.order);
+  const Matrix panel(kPanelRows, x.cols, kind.layout, kernels.order);
   const int panels = static_cast<int>(kStreamBytes / panel.bytes());
   const Matrix matrix = random_matrix(kind, kernels.order, panels * kPanelRows, x.cols, random);
   std::vector<float> out(static_cast<size_t>(matrix.rows()));
@@ -160,7 +165,7 @@ int main(int argc, char** argv) {
     for (int i = 2; i < argc; ++i) wanted |= std::string(argv[i]) == kind.name;
     if (!wanted) continue;
     for (const auto& shape : kShapes) {
-      if (is_super(kind.scales) && shape.cols % kSuper) continue;
+      if (is_super(kind.layout.scales) && shape.cols % kSuper) continue;
       const Matrix matrix = random_matrix(kind, chosen.order, shape.rows, shape.cols, random);
       const Input x = random_input(chosen, 64, shape.cols, random);
       std::vector<float> out(size_t{64} * static_cast<size_t>(shape.rows));

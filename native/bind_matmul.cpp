@@ -39,6 +39,8 @@ Result<T> new_array(std::initializer_list<size_t> shape) {
   return Result<T>(data, shape, owner);
 }
 
+using Table = nb::ndarray<const int8_t, nb::shape<16>, nb::c_contig, nb::device::cpu>;
+
 template <class Kind>
 Kind known(std::optional<Kind> kind, const std::string& name) {
   if (!kind) throw std::invalid_argument("no kind of codes or scales is named '" + name + "'");
@@ -55,9 +57,16 @@ const T* data_of(const std::optional<Rows<T>>& array, size_t rows, int cols) {
   return array->data();
 }
 
+Layout layout_of(const std::string& codes, const std::string& scales, int group, int zero, float unit,
+                 const std::optional<Table>& table) {
+  Layout layout{known(codes_by_name(codes), codes), known(scales_by_name(scales), scales), group, zero, unit};
+  if (table) std::copy_n(table->data(), layout.table.size(), layout.table.begin());
+  return layout;
+}
+
 void pack(Matrix& matrix, int first_row, const Rows<uint8_t>& codes, const Rows<uint16_t>& scale,
-          const std::optional<Rows<uint16_t>>& offset, const std::optional<Rows<int8_t>>& sub_scale,
-          const std::optional<Rows<uint8_t>>& sub_offset) {
+          const std::optional<Rows<uint16_t>>& offset, const std::optional<Rows<uint8_t>>& sub_scale,
+          const std::optional<Rows<uint8_t>>& sub_offset, const std::optional<Rows<uint8_t>>& zero) {
   if (!matrix.quantised()) throw std::invalid_argument("codes for a float matrix");
   const size_t rows = codes.shape(0);
   const int groups = matrix.cols() / matrix.group();
@@ -68,6 +77,7 @@ void pack(Matrix& matrix, int first_row, const Rows<uint8_t>& codes, const Rows<
       .offset = data_of(offset, rows, scales),
       .sub_scale = data_of(sub_scale, rows, groups),
       .sub_offset = data_of(sub_offset, rows, groups),
+      .zero = data_of(zero, rows, groups),
   };
   nb::gil_scoped_release unlocked;
   matrix.pack(first_row, static_cast<int>(rows), from);
@@ -79,15 +89,22 @@ void pack_floats(Matrix& matrix, int first_row, const Rows<float>& values) {
   matrix.pack_floats(first_row, static_cast<int>(values.shape(0)), from);
 }
 
-std::shared_ptr<Matrix> pack_file(const Rows<uint8_t>& raw, int cols, const std::string& type_name, const std::string& isa) {
+void pack_file(Matrix& matrix, const nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>& raw,
+               const std::string& type_name) {
   const BlockType* type = block_type_by_name(type_name);
   if (!type) throw std::invalid_argument("no blocks are of type '" + type_name + "'");
-  if (raw.shape(0) > INT32_MAX || cols < 1 || raw.shape(1) != static_cast<size_t>(cols / type->cols) * type->bytes) {
-    throw std::invalid_argument("a tensor's bytes do not go with its columns");
+  const auto rows = static_cast<size_t>(matrix.rows()), row_bytes = static_cast<size_t>(matrix.cols() / type->cols) * type->bytes;
+  if (raw.shape(0) != rows || raw.shape(1) != row_bytes || raw.stride(1) != 1 || matrix.cols() % type->cols != 0) {
+    throw std::invalid_argument("a tensor's bytes do not go with the matrix");
   }
-  const Order order = choose_kernels(isa).matmul->order;
   nb::gil_scoped_release unlocked;
-  return std::make_shared<Matrix>(pack_file_blocks(*type, raw.data(), static_cast<int>(raw.shape(0)), cols, order));
+  pack_file_blocks(matrix, *type, raw.data(), static_cast<size_t>(raw.stride(0)));
+}
+
+std::vector<std::string> file_types() {
+  std::vector<std::string> names;
+  for (const BlockType& type : block_types()) names.emplace_back(type.name);
+  return names;
 }
 
 Result<float> dequantize_row(const Matrix& matrix, int row) {
@@ -166,20 +183,28 @@ std::vector<std::string> isas() {
 
 void bind_matrix(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix", "A weight matrix in panels of 8 rows.")
-      .def("__init__", [](Matrix* self, int rows, int cols, const std::string& codes, const std::string& scales,
-                          int group, int zero, const std::string& isa) {
-            new (self) Matrix(rows, cols, known(codes_by_name(codes), codes), known(scales_by_name(scales), scales),
-                              group, zero, choose_kernels(isa).matmul->order);
-          }, nb::arg("rows"), nb::arg("cols"), nb::arg("codes"), nb::arg("scales"), nb::arg("group"), nb::arg("zero"),
-           nb::arg("isa"))
+      .def("__init__", [](Matrix* self, int rows, int cols, const std::string& isa, const std::string& codes,
+                          const std::string& scales, int group, int zero, float unit,
+                          const std::optional<Table>& table,
+                          int experts) {
+            const Layout layout = layout_of(codes, scales, group, zero, unit, table);
+            new (self) Matrix(rows, cols, layout, choose_kernels(isa).matmul->order, experts);
+          }, nb::arg("rows"), nb::arg("cols"), nb::arg("isa"), nb::kw_only(), nb::arg("codes"), nb::arg("scales") = "none",
+           nb::arg("group") = 0, nb::arg("zero") = 0, nb::arg("unit") = 1.0f, nb::arg("table").noconvert() = nb::none(),
+           nb::arg("experts") = 1)
+      .def("expert", [](const Matrix& matrix, int index) { return std::make_shared<Matrix>(matrix.expert(index)); },
+           nb::arg("index"), "One matrix of a stack, in the stack's memory.")
       .def("pack", pack, nb::arg("first_row"), nb::arg("codes").noconvert(), nb::arg("scale").noconvert(),
-           nb::arg("offset").noconvert().none(), nb::arg("sub_scale").noconvert().none(),
-           nb::arg("sub_offset").noconvert().none(),
-           "Pack some rows of Groups (tests of kernels); first_row and the number of rows are multiples of 8, except at the end.")
+           nb::arg("offset").noconvert() = nb::none(), nb::arg("sub_scale").noconvert() = nb::none(),
+           nb::arg("sub_offset").noconvert() = nb::none(), nb::arg("zero").noconvert() = nb::none(),
+           "Pack some rows; first_row and the number of rows are multiples of 8, except at the end.")
+      .def("pack_file", pack_file, nb::arg("raw").noconvert(), nb::arg("type_name"),
+           "Pack all rows from a file's blocks of one of `file_types`.")
       .def("pack_floats", pack_floats, nb::arg("first_row"), nb::arg("values").noconvert())
       .def("dequantize_row", dequantize_row, nb::arg("row"))
       .def_prop_ro("rows", &Matrix::rows)
       .def_prop_ro("cols", &Matrix::cols)
+      .def_prop_ro("experts", &Matrix::experts)
       .def_prop_ro("nbytes", &Matrix::bytes);
 }
 
@@ -189,8 +214,7 @@ void bind_matrix(nb::module_& m) {
 void bind_matmul(nb::module_& m) {
   using namespace corral;
   bind_matrix(m);
-  m.def("pack_file", pack_file, nb::arg("raw").noconvert(), nb::arg("cols"), nb::arg("type_name"), nb::arg("isa"),
-        "A matrix from the rows of a quantised tensor as a file has them.");
+  m.def("file_types", file_types, "Names of the tensor types that Matrix.pack_file takes.");
   m.def("matmul", matmul, nb::arg("matrix"), nb::arg("x").noconvert(), nb::arg("threads"), nb::arg("isa"),
         nb::arg("chunk") = 4, "x [N, cols] times the matrix's rows, as an executor does it: [N, rows].");
   m.def("quantize_row", quantize_row, nb::arg("x").noconvert(), nb::arg("isa"), "(codes, a scale for every 8 of them).");

@@ -88,14 +88,10 @@ void decode_q6_k(const uint8_t* block, const BlockParts& to) {
 }
 
 constexpr BlockType kTypes[] = {
-    {"Q4_0", Codes::U4, Scales::Half, 32, 8, 32, 18, decode_flat<false, false>},
-    {"Q4_1", Codes::U4, Scales::HalfOffset, 32, 0, 32, 20, decode_flat<true, false>},
-    {"Q5_0", Codes::U5, Scales::Half, 32, 16, 32, 22, decode_flat<false, true>},
-    {"Q5_1", Codes::U5, Scales::HalfOffset, 32, 0, 32, 24, decode_flat<true, true>},
-    {"Q8_0", Codes::S8, Scales::Half, 32, 0, 32, 34, decode_q8_0},
-    {"Q4_K", Codes::U4, Scales::SuperOffset, 32, 0, 256, 144, decode_k<false>},
-    {"Q5_K", Codes::U5, Scales::SuperOffset, 32, 0, 256, 176, decode_k<true>},
-    {"Q6_K", Codes::U6, Scales::Super, 16, 32, 256, 210, decode_q6_k},
+    {"Q4_0", 32, 32, 18, decode_flat<false, false>}, {"Q4_1", 32, 32, 20, decode_flat<true, false>},
+    {"Q5_0", 32, 32, 22, decode_flat<false, true>},  {"Q5_1", 32, 32, 24, decode_flat<true, true>},
+    {"Q8_0", 32, 32, 34, decode_q8_0},               {"Q4_K", 32, 256, 144, decode_k<false>},
+    {"Q5_K", 32, 256, 176, decode_k<true>},          {"Q6_K", 16, 256, 210, decode_q6_k},
 };
 
 // The codes and scales of a panel's rows: small enough to stay in the first caches.
@@ -106,17 +102,16 @@ class DecodedPanel {
         blocks_(cols_ / static_cast<size_t>(type.cols)), codes_(kPanelRows * cols_), sub_scale_(kPanelRows * groups_),
         sub_offset_(kPanelRows * groups_), scale_(kPanelRows * blocks_), offset_(kPanelRows * blocks_) {}
 
-  void decode(const uint8_t* from, size_t rows) {
+  void decode_row(const uint8_t* from, size_t row) {
     const size_t groups = groups_ / blocks_;
-    for (size_t block = 0; block < rows * blocks_; ++block, from += type_.bytes) {
+    for (size_t block = row * blocks_; block < (row + 1) * blocks_; ++block, from += type_.bytes) {
       type_.decode(from, {codes_.data() + block * static_cast<size_t>(type_.cols), &scale_[block], &offset_[block],
                           &sub_scale_[block * groups], &sub_offset_[block * groups]});
     }
   }
 
   CodedRows rows() const {
-    return {codes_.data(), scale_.data(), offset_.data(), reinterpret_cast<const int8_t*>(sub_scale_.data()),
-            sub_offset_.data()};
+    return {codes_.data(), scale_.data(), offset_.data(), sub_scale_.data(), sub_offset_.data(), nullptr};
   }
 
  private:
@@ -128,22 +123,23 @@ class DecodedPanel {
 
 }  // namespace
 
+std::span<const BlockType> block_types() { return kTypes; }
+
 const BlockType* block_type_by_name(std::string_view name) {
   const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& type) { return type.name == name; });
   return found == std::end(kTypes) ? nullptr : found;
 }
 
-Matrix pack_file_blocks(const BlockType& type, const uint8_t* from, int rows, int cols, Order order) {
-  if (cols % type.cols != 0) throw std::invalid_argument("a row is not whole blocks");
-  Matrix matrix(rows, cols, type.codes, type.scales, type.group, type.zero, order);
-  DecodedPanel panel(type, cols);
-  const size_t row_bytes = static_cast<size_t>(cols / type.cols) * type.bytes;
-  for (int row = 0; row < rows; row += kPanelRows, from += kPanelRows * row_bytes) {
-    const int count = std::min(kPanelRows, rows - row);
-    panel.decode(from, static_cast<size_t>(count));
-    matrix.pack(row, count, panel.rows());
+void pack_file_blocks(Matrix& matrix, const BlockType& type, const uint8_t* from, size_t stride) {
+  if (matrix.group() != type.group || is_super(matrix.scales()) != (type.cols == kSuper)) {
+    throw std::invalid_argument("a matrix with other groups than its blocks");
   }
-  return matrix;
+  DecodedPanel panel(type, matrix.cols());
+  for (int first = 0; first < matrix.rows(); first += kPanelRows) {
+    const int count = std::min(kPanelRows, matrix.rows() - first);
+    for (int row = 0; row < count; ++row, from += stride) panel.decode_row(from, static_cast<size_t>(row));
+    matrix.pack(first, count, panel.rows());
+  }
 }
 
 }  // namespace corral

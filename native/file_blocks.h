@@ -1,8 +1,10 @@
-// The blocks of a model file's quantised tensors, packed without a detour over Python's arrays.
+// The blocks of a model file's tensors, for the types that most files have: packed without a detour over Python's arrays,
+// which takes half as long again.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "matrix.h"
@@ -18,20 +20,20 @@ struct BlockParts {
   uint8_t* sub_offset;
 };
 
-// A tensor type, as weights/formats.py describes it.
+// A tensor type: its blocks as weights/formats.py decodes them, and so what its matrices' layouts must be.
 struct BlockType {
   std::string_view name;
-  Codes codes;
-  Scales scales;
-  int group, zero;
-  int cols;      // of a block
+  int group;
+  int cols;      // of a block; 256 are a super-block
   size_t bytes;  // of a block
   void (*decode)(const uint8_t* block, const BlockParts& to);
 };
 
+std::span<const BlockType> block_types();
 const BlockType* block_type_by_name(std::string_view name);  // null: these blocks are not known here
 
-// A matrix of `rows` rows of blocks, one after the other, read once. Throws where the columns are not whole blocks.
-Matrix pack_file_blocks(const BlockType& type, const uint8_t* from, int rows, int cols, Order order);
+// Fills a matrix from its rows of blocks, `stride` bytes from row to row, read once. Throws where the matrix does not
+// have the type's groups.
+void pack_file_blocks(Matrix& matrix, const BlockType& type, const uint8_t* from, size_t stride);
 
 }  // namespace corral

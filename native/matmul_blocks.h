@@ -5,12 +5,12 @@
 //   Whole   a group of 32:  acc = fma((i0 + i1) * scale, x.scale, acc);  acc = fma(offset, x.sum, acc)
 //   Halves  groups of 16:   acc = fma(fma(i1, scale1, i0 * scale0), x.scale, acc);
 //                           acc = fma(offset0, x.half_sum[0], acc);  acc = fma(offset1, x.half_sum[1], acc)
-// where scale = super scale * sub scale, and offset = -(zero * scale) where none is stored. S8 in groups of 32 without
-// zero point and offset leaves out the offset's fma.
+// where scale = super scale * sub scale, and offset = -(zero * scale) where none is stored. Signed codes in groups of 32
+// without zero point and offset leave out the offset's fma.
 //
 // With |q| <= 127 16-bit sums of code * q cannot overflow: four pairs of products of U5 reach 31496, two of U6 32004,
-// one of S8 32512.
-// Sums of factor * code * q stay below 2^24, even with 128 added to the codes of S8.
+// one of S8 or T4 32512.
+// Sums of factor * code * q stay below 2^24, even with 128 added to signed codes.
 //
 // Float matrices: four sums by column % 4, each acc = fma(weight, x, acc) in ascending order;
 // the result is (sum0 + sum1) + (sum2 + sum3).
@@ -39,8 +39,8 @@ enum class Grouping { Whole, WholeNoOffset, Halves };
 
 inline Grouping grouping_of(const Matrix& matrix) {
   if (matrix.group() == 16) return Grouping::Halves;
-  const bool plain = matrix.codes() == Codes::S8 && matrix.zero() == 0 && !has_offset(matrix.scales());
-  return plain ? Grouping::WholeNoOffset : Grouping::Whole;
+  const bool one_zero = matrix.scales() == Scales::Half || matrix.scales() == Scales::Super;
+  return is_signed(matrix.codes()) && one_zero && matrix.zero() == 0 ? Grouping::WholeNoOffset : Grouping::Whole;
 }
 
 // The scales of one block of a panel, ready for use.
@@ -51,9 +51,6 @@ struct alignas(64) BlockScales {
   };
   Group group[2];  // the second only for groups of 16
 };
-
-template <Codes C>
-constexpr size_t kCodeBytes = C == Codes::U4 ? 128 : C == Codes::U5 ? 160 : C == Codes::U6 ? 192 : 256;  // of a block
 
 constexpr int kFloatChains = 4;
 constexpr int kSegmentBlocks = 64;  // blocks whose scales are expanded at a time: they and their codes fit the first cache

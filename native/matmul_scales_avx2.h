@@ -19,8 +19,11 @@ struct Floats {
   static Floats load_signed(const std::byte* from) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_bytes(from)))};
   }
-  static Floats load_unsigned(const std::byte* from) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_bytes(from)))};
+  static Floats convert(__m128i bytes) { return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))}; }
+  static Floats load_unsigned(const std::byte* from) { return convert(load_bytes(from)); }
+  static Floats load_low(const std::byte* from) { return convert(_mm_and_si128(load_bytes(from), _mm_set1_epi8(15))); }
+  static Floats load_high(const std::byte* from) {
+    return convert(_mm_and_si128(_mm_srli_epi16(load_bytes(from), 4), _mm_set1_epi8(15)));
   }
   static Floats set(float value) { return {_mm256_set1_ps(value)}; }
   Floats operator*(Floats by) const { return {_mm256_mul_ps(v, by.v)}; }

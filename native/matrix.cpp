@@ -16,10 +16,9 @@ static_assert(std::endian::native == std::endian::little, "panels are written as
 namespace corral {
 namespace {
 
-constexpr std::string_view kCodes[] = {"u4", "u5", "u6", "s8", "f32", "f16", "bf16"};
-constexpr std::string_view kScales[] = {"none", "half", "half_offset", "super", "super_offset"};
-constexpr size_t kCodeBytes[] = {128, 160, 192, 256};  // of a block
-constexpr size_t kFloatBytes[] = {4, 2, 2};            // of a weight: F32, F16, BF16
+constexpr std::string_view kCodes[] = {"u2", "u3", "u4", "t4", "u5", "u6", "s8", "f32", "f16", "bf16"};
+constexpr std::string_view kScales[] = {"none",  "half",         "half_zero",    "half_offset",
+                                        "super", "super_offset", "super_nibbles"};
 constexpr size_t kAlignment = 64;
 constexpr size_t kVector = 32;  // bytes: 4 columns of 8 rows
 
@@ -35,14 +34,18 @@ void require(bool condition, const char* what) {
 }
 
 size_t aligned(size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
-size_t float_bytes(Codes codes) { return kFloatBytes[static_cast<int>(codes) - static_cast<int>(Codes::F32)]; }
+size_t float_bytes(Codes codes) { return static_cast<size_t>(code_bits(codes)) / 8; }
+
+// Bytes of the sub scales and offsets of one group of 8 rows.
+size_t sub_bytes_of(Scales scales) { return scales == Scales::SuperOffset ? 2 * kPanelRows : kPanelRows; }
 
 // Bytes of the scales of one block, or of one super-block.
 size_t scale_bytes_of(Scales scales, int group) {
   const size_t groups = kBlock / static_cast<size_t>(group);
-  const size_t arrays = has_offset(scales) ? 2 : 1;
-  if (is_super(scales)) return arrays * kPanelRows * (2 + groups * kSuper / kBlock);
-  return arrays * groups * kPanelRows * 2;
+  const size_t supers = has_offset(scales) ? 2 : 1;
+  if (is_super(scales)) return supers * 2 * kPanelRows + groups * kSuper / kBlock * sub_bytes_of(scales);
+  const size_t group_bytes[] = {2, 3, 4};  // Half, HalfZero, HalfOffset
+  return groups * kPanelRows * group_bytes[static_cast<int>(scales) - static_cast<int>(Scales::Half)];
 }
 
 uint16_t float_to_bf16(float value) {
@@ -59,11 +62,13 @@ uint32_t load_pair(const uint8_t* from) {
 
 void store_lane(std::byte* to, uint32_t lane) { std::memcpy(to, &lane, sizeof lane); }
 
-uint16_t load_half(const std::byte* from) {
+uint16_t load_bits(const std::byte* from) {
   uint16_t bits;
   std::memcpy(&bits, from, sizeof bits);
   return bits;
 }
+
+float load_half(const std::byte* from) { return half_to_float(load_bits(from)); }
 
 // Lane g of columns that lie one after the other: its bytes 0, 1 and 2, 3 are neighbours in any order.
 template <Order kOrder>
@@ -72,24 +77,34 @@ uint32_t lane_of(const uint8_t* columns, int g) {
 }
 
 // One row's 32 codes as 8 lanes go into the row's lane of every plane of a block.
-template <Order kOrder>
-void pack_row_block(Codes codes, const uint8_t* row, std::byte* to) {
-  if (codes == Codes::S8) {
+template <Codes C, Order kOrder>
+void pack_row_block(const uint8_t* row, std::byte* to) {
+  constexpr int kBits = code_bits(C), kLow = kBits & 4;
+  if constexpr (C == Codes::S8) {
     for (int g = 0; g < 8; ++g) store_lane(to + g * kVector, lane_of<kOrder>(row, g));
     return;
   }
-  uint8_t low[kBlock / 2];  // lanes g + 4 have the columns of lanes g, but 16 on
-  for (int i = 0; i < kBlock / 2; ++i) low[i] = static_cast<uint8_t>((row[i] & 15) | row[i + 16] << 4);
-  for (int g = 0; g < 4; ++g) store_lane(to + g * kVector, lane_of<kOrder>(low, g));
-  uint32_t high[2] = {0, 0};
-  if (codes == Codes::U5) {
-    for (int g = 0; g < 8; ++g) high[0] |= (lane_of<kOrder>(row, g) >> 4 & 0x01010101u) << g;
-    store_lane(to + 4 * kVector, high[0]);
-  } else if (codes == Codes::U6) {
-    for (int g = 0; g < 8; ++g) high[g / 4] |= (lane_of<kOrder>(row, g) >> 4 & 0x03030303u) << 2 * (g % 4);
-    store_lane(to + 4 * kVector, high[0]);
-    store_lane(to + 5 * kVector, high[1]);
+  if constexpr (kBits & 4) {
+    uint8_t low[kBlock / 2];  // lanes g + 4 have the columns of lanes g, but 16 on
+    for (int i = 0; i < kBlock / 2; ++i) low[i] = static_cast<uint8_t>((row[i] & 15) | row[i + 16] << 4);
+    for (int g = 0; g < 4; ++g) store_lane(to + g * kVector, lane_of<kOrder>(low, g));
   }
+  if constexpr (kBits & 2) {
+    uint32_t pairs[2] = {0, 0};
+    for (int g = 0; g < 8; ++g) pairs[g / 4] |= (lane_of<kOrder>(row, g) >> kLow & 0x03030303u) << 2 * (g % 4);
+    for (int half = 0; half < 2; ++half) store_lane(to + (kLow + half) * kVector, pairs[half]);
+  }
+  if constexpr (kBits & 1) {
+    uint32_t single = 0;
+    for (int g = 0; g < 8; ++g) single |= (lane_of<kOrder>(row, g) >> (kBits - 1) & 0x01010101u) << g;
+    store_lane(to + (kBits - 1) * kVector, single);
+  }
+}
+
+auto pack_row_block_of(Codes codes, Order order) {
+  return with_codes(codes, [&]<Codes C>(std::integral_constant<Codes, C>) {
+    return order == Order::Quads ? pack_row_block<C, Order::Quads> : pack_row_block<C, Order::Pairs>;
+  });
 }
 
 // [rows][columns of the matrix's scales] -> [column][8 rows]; rows that are not there become zero.
@@ -106,36 +121,41 @@ std::byte* interleave(std::byte* to, const Scale* from, size_t stride, int colum
 
 }  // namespace
 
-bool is_float(Codes codes) { return codes >= Codes::F32; }
-bool has_offset(Scales scales) { return scales == Scales::HalfOffset || scales == Scales::SuperOffset; }
-bool is_super(Scales scales) { return scales == Scales::Super || scales == Scales::SuperOffset; }
 std::optional<Codes> codes_by_name(std::string_view name) { return by_name<Codes>(kCodes, name); }
 std::string_view codes_name(Codes codes) { return kCodes[static_cast<int>(codes)]; }
 std::optional<Scales> scales_by_name(std::string_view name) { return by_name<Scales>(kScales, name); }
 
-Matrix::Matrix(int rows, int cols, Codes codes, Scales scales, int group, int zero, Order order)
-    : rows_(rows), cols_(cols), codes_(codes), scales_(scales), group_(group), zero_(zero), order_(order) {
+Matrix::Matrix(int rows, int cols, const Layout& layout, Order order, int experts)
+    : rows_(rows), cols_(cols), experts_(experts), layout_(layout), order_(order) {
   require(rows > 0 && cols > 0 && rows <= INT32_MAX - kPanelRows, "rows and columns must be positive");
-  require(is_float(codes) == (scales == Scales::None), "float codes have no scales, all others do");
-  size_t codes_size;
-  if (is_float(codes)) {
-    block_code_bytes_ = scale_bytes_ = codes_at_ = 0;
-    codes_size = static_cast<size_t>(cols) * kPanelRows * float_bytes(codes);
-  } else {
-    require(group == 16 || group == 32, "a group is 16 or 32 columns");
-    require(cols % (is_super(scales) ? kSuper : kBlock) == 0, "columns must fill whole blocks");
-    require(zero >= 0 && zero <= 127 && (zero == 0 || !has_offset(scales)), "the zero point");
-    block_code_bytes_ = kCodeBytes[static_cast<int>(codes)];
-    scale_bytes_ = scale_bytes_of(scales, group);
-    codes_at_ = aligned(scale_bytes_ * static_cast<size_t>(cols / (is_super(scales) ? kSuper : kBlock)));
-    codes_size = block_code_bytes_ * static_cast<size_t>(blocks());
+  require(experts > 0, "experts must be positive");
+  require(is_float(codes()) == (scales() == Scales::None), "float codes have no scales, all others do");
+  size_t codes_size = static_cast<size_t>(cols) * kPanelRows * static_cast<size_t>(code_bits(codes())) / 8;
+  if (quantised()) {
+    const int unit_cols = is_super(scales()) ? kSuper : kBlock;
+    require(group() == 16 || group() == 32, "a group is 16 or 32 columns");
+    require(cols % unit_cols == 0, "columns must fill whole blocks");
+    const bool one_zero = scales() == Scales::Half || scales() == Scales::Super;
+    require(zero() >= -128 && zero() <= 128 && (zero() == 0 || one_zero), "the zero point");
+    require(unit() == 1 || is_super(scales()), "a unit is for super scales");
+    scale_bytes_ = scale_bytes_of(scales(), group());
+    codes_at_ = aligned(scale_bytes_ * static_cast<size_t>(cols / unit_cols));
   }
   panel_bytes_ = codes_at_ + aligned(codes_size);
-  if (static_cast<size_t>(panels()) > SIZE_MAX / 2 / panel_bytes_) throw std::bad_alloc();
+  if (static_cast<size_t>(panels()) > SIZE_MAX / 2 / static_cast<size_t>(experts) / panel_bytes_) throw std::bad_alloc();
   data_ = allocate_weights(bytes());
 }
 
+Matrix Matrix::expert(int index) const {
+  require(index >= 0 && index < experts_, "no such expert");
+  Matrix one = *this;
+  one.experts_ = 1;
+  one.data_ = {data_, data_.get() + matrix_bytes() * static_cast<size_t>(index)};
+  return one;
+}
+
 void Matrix::check_range(int first_row, int n_rows) const {
+  require(experts_ == 1, "a stack is packed expert by expert");
   require(first_row >= 0 && n_rows >= 0 && first_row <= rows_ - n_rows, "no such rows");
   require(first_row % kPanelRows == 0, "packing begins at a multiple of 8 rows");
   require(n_rows % kPanelRows == 0 || first_row + n_rows == rows_, "packing ends at a multiple of 8 rows");
@@ -144,11 +164,13 @@ void Matrix::check_range(int first_row, int n_rows) const {
 void Matrix::pack(int first_row, int n_rows, const CodedRows& from) {
   require(quantised(), "codes for a float matrix");
   check_range(first_row, n_rows);
-  require(from.codes && from.scale && (!has_offset(scales_) || from.offset), "missing codes, scales or offsets");
-  require(!is_super(scales_) || (from.sub_scale && (!has_offset(scales_) || from.sub_offset)), "missing sub scales");
+  require(from.codes && from.scale && (!has_offset(scales()) || from.offset), "missing codes, scales or offsets");
+  require(!is_super(scales()) || from.sub_scale, "missing sub scales");
+  require(scales() != Scales::SuperOffset || from.sub_offset, "missing sub offsets");
+  require(scales() != Scales::HalfZero || from.zero, "missing zeros");
   const size_t cols = static_cast<size_t>(cols_);
-  const size_t groups = cols / static_cast<size_t>(group_);
-  const size_t scales = is_super(scales_) ? cols / kSuper : groups;
+  const size_t groups = cols / static_cast<size_t>(group());
+  const size_t scales = is_super(this->scales()) ? cols / kSuper : groups;
   const auto step = [](auto* array, size_t count) { return array ? array + count : array; };
   CodedRows rest = from;
   for (int row = 0; row < n_rows; row += kPanelRows) {
@@ -158,41 +180,44 @@ void Matrix::pack(int first_row, int n_rows, const CodedRows& from) {
     rest.offset = step(rest.offset, kPanelRows * scales);
     rest.sub_scale = step(rest.sub_scale, kPanelRows * groups);
     rest.sub_offset = step(rest.sub_offset, kPanelRows * groups);
+    rest.zero = step(rest.zero, kPanelRows * groups);
   }
 }
 
 void Matrix::pack_panel(int index, int rows, const CodedRows& from) {
   std::byte* panel = data_.get() + panel_bytes_ * static_cast<size_t>(index);
   if (rows < kPanelRows) std::memset(panel, 0, panel_bytes_);
-  const auto pack_block = order_ == Order::Quads ? pack_row_block<Order::Quads> : pack_row_block<Order::Pairs>;
+  const size_t block_size = block_code_bytes();
+  const auto pack_block = pack_row_block_of(codes(), order_);
   for (int row = 0; row < rows; ++row) {
     const uint8_t* codes = from.codes + static_cast<size_t>(row) * static_cast<size_t>(cols_);
     std::byte* to = panel + codes_at_ + 4 * row;
-    for (int b = 0; b < blocks(); ++b, codes += kBlock, to += block_code_bytes_) pack_block(codes_, codes, to);
+    for (int b = 0; b < blocks(); ++b, codes += kBlock, to += block_size) pack_block(codes, to);
   }
-  is_super(scales_) ? pack_super_scales(panel, rows, from) : pack_scales(panel, rows, from);
+  is_super(scales()) ? pack_super_scales(panel, rows, from) : pack_scales(panel, rows, from);
 }
 
 void Matrix::pack_scales(std::byte* to, int rows, const CodedRows& from) {
-  const int groups = kBlock / group_;
-  const size_t stride = static_cast<size_t>(cols_ / group_);
-  for (int column = 0; column < cols_ / group_; column += groups) {
+  const int groups = kBlock / group();
+  const size_t stride = static_cast<size_t>(cols_ / group());
+  for (int column = 0; column < cols_ / group(); column += groups) {
     to = interleave(to, from.scale + column, stride, groups, rows);
-    if (has_offset(scales_)) to = interleave(to, from.offset + column, stride, groups, rows);
+    if (scales() == Scales::HalfOffset) to = interleave(to, from.offset + column, stride, groups, rows);
+    if (scales() == Scales::HalfZero) to = interleave(to, from.zero + column, stride, groups, rows);
   }
 }
 
 void Matrix::pack_super_scales(std::byte* to, int rows, const CodedRows& from) {
-  const int groups = kBlock / group_;
+  const int groups = kBlock / group();
   const size_t supers = static_cast<size_t>(cols_ / kSuper);
-  const size_t stride = static_cast<size_t>(cols_ / group_);
+  const size_t stride = static_cast<size_t>(cols_ / group());
   for (size_t super = 0; super < supers; ++super) {
     to = interleave(to, from.scale + super, supers, 1, rows);
-    if (has_offset(scales_)) to = interleave(to, from.offset + super, supers, 1, rows);
+    if (has_offset(scales())) to = interleave(to, from.offset + super, supers, 1, rows);
     for (int block = 0; block < kSuper / kBlock; ++block) {
-      const size_t column = super * (kSuper / static_cast<size_t>(group_)) + static_cast<size_t>(block * groups);
+      const size_t column = super * (kSuper / static_cast<size_t>(group())) + static_cast<size_t>(block * groups);
       to = interleave(to, from.sub_scale + column, stride, groups, rows);
-      if (has_offset(scales_)) to = interleave(to, from.sub_offset + column, stride, groups, rows);
+      if (scales() == Scales::SuperOffset) to = interleave(to, from.sub_offset + column, stride, groups, rows);
     }
   }
 }
@@ -200,68 +225,84 @@ void Matrix::pack_super_scales(std::byte* to, int rows, const CodedRows& from) {
 void Matrix::pack_floats(int first_row, int n_rows, const float* from) {
   require(!quantised(), "floats for a quantised matrix");
   check_range(first_row, n_rows);
-  const size_t size = float_bytes(codes_);
+  const size_t size = float_bytes(codes());
   for (int row = 0; row < n_rows; ++row, from += cols_) {
     std::byte* panel = data_.get() + panel_bytes_ * static_cast<size_t>((first_row + row) / kPanelRows);
     const int lane = row % kPanelRows;
     if (lane == 0 && n_rows - row < kPanelRows) std::memset(panel, 0, panel_bytes_);
     std::byte* to = panel + size * static_cast<size_t>(lane);
     for (int col = 0; col < cols_; ++col, to += size * kPanelRows) {
-      const uint16_t half = codes_ == Codes::F16 ? float_to_half(from[col]) : float_to_bf16(from[col]);
-      codes_ == Codes::F32 ? std::memcpy(to, from + col, 4) : std::memcpy(to, &half, 2);
+      const uint16_t half = codes() == Codes::F16 ? float_to_half(from[col]) : float_to_bf16(from[col]);
+      codes() == Codes::F32 ? std::memcpy(to, from + col, 4) : std::memcpy(to, &half, 2);
     }
   }
 }
 
-int Matrix::code_at(const std::byte* block, int lane, int col) const {
-  const auto [g, at] = lane_byte_of(order_, col);
-  const std::byte* byte = block + 4 * lane + at;
-  if (codes_ == Codes::S8) return static_cast<int8_t>(byte[g * kVector]);
-  int code = static_cast<int>(byte[g % 4 * kVector]) >> (g < 4 ? 0 : 4) & 15;
-  if (codes_ == Codes::U5) code |= (static_cast<int>(byte[4 * kVector]) >> g & 1) << 4;
-  if (codes_ == Codes::U6) code |= (static_cast<int>(byte[(4 + g / 4) * kVector]) >> 2 * (g % 4) & 3) << 4;
-  return code;
+int Matrix::value_at(const std::byte* block, int lane, int col) const {
+  const auto [g, byte] = lane_byte_of(order_, col);
+  const std::byte* at = block + 4 * lane + byte;
+  const int bits = code_bits(codes());
+  if (bits == 8) return static_cast<int8_t>(at[g * kVector]);
+  int code = 0, shift = 0;
+  const auto add = [&](int count, size_t vector, int first) {
+    code |= (static_cast<int>(at[vector * kVector]) >> first & ((1 << count) - 1)) << shift;
+    shift += count;
+  };
+  if (bits & 4) add(4, static_cast<size_t>(g % 4), 4 * (g / 4));
+  if (bits & 2) add(2, static_cast<size_t>(shift + g / 4), 2 * (g % 4));
+  if (bits & 1) add(1, static_cast<size_t>(shift), g);
+  return codes() == Codes::T4 ? table()[code] : code;
 }
 
-Matrix::GroupScale Matrix::group_scale(const std::byte* scales, int lane, int group) const {
-  const int groups = kBlock / group_;
-  const auto half = [lane](const std::byte* halves) { return half_to_float(load_half(halves + 2 * lane)); };
-  const bool offset = has_offset(scales_);
-  if (!is_super(scales_)) {
-    scales += scale_bytes_ * static_cast<size_t>(group / groups) + 16 * static_cast<size_t>(group % groups);
-    return {half(scales), offset ? half(scales + 16 * groups) : 0.0f};
+Matrix::GroupScale Matrix::group_scale(int panel, int lane, int group) const {
+  if (is_super(scales())) return super_group_scale(panel, lane, group);
+  const int groups = kBlock / this->group(), at = group % groups;
+  const std::byte* scale = panel_scales(panel) + scale_bytes_ * static_cast<size_t>(group / groups);
+  const std::byte* second = scale + 2 * kPanelRows * groups;
+  GroupScale by{load_half(scale + 16 * at + 2 * lane), 0, zero()};
+  if (scales() == Scales::HalfOffset) by.offset = load_half(second + 16 * at + 2 * lane);
+  if (scales() == Scales::HalfZero) by.zero = static_cast<int8_t>(second[kPanelRows * at + lane]);
+  return by;
+}
+
+Matrix::GroupScale Matrix::super_group_scale(int panel, int lane, int group) const {
+  const int groups = kBlock / this->group(), supers = kSuper / this->group(), block = group % supers / groups;
+  const std::byte* super = panel_scales(panel) + scale_bytes_ * static_cast<size_t>(group / supers);
+  const std::byte* sub = super + (has_offset(scales()) ? 32 : 16) +
+                         sub_bytes_of(scales()) * static_cast<size_t>(block * groups) + group % groups * kPanelRows + lane;
+  const float scale = load_half(super + 2 * lane) * unit();
+  const int sub_scale = static_cast<int8_t>(*sub);
+  if (!has_offset(scales())) return {scale * static_cast<float>(sub_scale), 0, zero()};
+  const float offset = load_half(super + 2 * (kPanelRows + lane)) * unit();
+  const int nibbles = static_cast<uint8_t>(*sub);
+  if (scales() == Scales::SuperNibbles) {
+    return {scale * static_cast<float>(nibbles & 15), -offset * static_cast<float>(nibbles >> 4), 0};
   }
-  const int in_super = group % (kSuper / group_);
-  scales += scale_bytes_ * static_cast<size_t>(group / (kSuper / group_));
-  const std::byte* sub = scales + (offset ? 32 : 16) + in_super / groups * groups * kPanelRows * (offset ? 2 : 1) +
-                         in_super % groups * kPanelRows + lane;
-  const float scale = half(scales) * static_cast<float>(static_cast<int8_t>(*sub));
-  if (!offset) return {scale, 0.0f};
-  return {scale, -half(scales + 16) * static_cast<float>(static_cast<uint8_t>(sub[groups * kPanelRows]))};
+  const int sub_offset = static_cast<uint8_t>(sub[groups * kPanelRows]);
+  return {scale * static_cast<float>(sub_scale), -offset * static_cast<float>(sub_offset), 0};
 }
 
 void Matrix::dequantize_row(int row, float* out) const {
   require(row >= 0 && row < rows_, "no such row");
-  const std::byte* data = panel(row / kPanelRows);
-  const int lane = row % kPanelRows;
-  if (!quantised()) return dequantize_floats(data, lane, out);
-  for (int group = 0; group < cols_ / group_; ++group) {
-    const GroupScale by = group_scale(data, lane, group);
-    for (int col = group * group_; col < (group + 1) * group_; ++col) {
-      const std::byte* block = data + codes_at_ + block_code_bytes_ * static_cast<size_t>(col / kBlock);
-      const float weight = static_cast<float>(code_at(block, lane, col % kBlock) - zero_) * by.scale;
-      out[col] = has_offset(scales_) ? weight + by.offset : weight;
+  const int panel = row / kPanelRows, lane = row % kPanelRows;
+  if (!quantised()) return dequantize_floats(this->panel(panel), lane, out);
+  for (int group = 0; group < cols_ / this->group(); ++group) {
+    const GroupScale by = group_scale(panel, lane, group);
+    for (int col = group * this->group(); col < (group + 1) * this->group(); ++col) {
+      const std::byte* block = panel_codes(panel) + block_code_bytes() * static_cast<size_t>(col / kBlock);
+      const float weight = static_cast<float>(value_at(block, lane, col % kBlock) - by.zero) * by.scale;
+      out[col] = has_offset(scales()) ? weight + by.offset : weight;
     }
   }
 }
 
 void Matrix::dequantize_floats(const std::byte* panel, int lane, float* out) const {
-  const size_t size = float_bytes(codes_);
+  const size_t size = float_bytes(codes());
   const std::byte* from = panel + size * static_cast<size_t>(lane);
   for (int col = 0; col < cols_; ++col, from += size * kPanelRows) {
-    if (codes_ == Codes::F32) std::memcpy(out + col, from, 4);
-    if (codes_ == Codes::F16) out[col] = half_to_float(load_half(from));
-    if (codes_ == Codes::BF16) out[col] = std::bit_cast<float>(static_cast<uint32_t>(load_half(from)) << 16);
+    if (codes() == Codes::F32) std::memcpy(out + col, from, 4);
+    if (codes() == Codes::F16) out[col] = load_half(from);
+    if (codes() == Codes::BF16) out[col] = std::bit_cast<float>(static_cast<uint32_t>(load_bits(from)) << 16);
   }
 }
 

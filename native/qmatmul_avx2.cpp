@@ -24,27 +24,33 @@ Vector four(const ActivationBlock& x, int g) {
   return _mm256_set1_epi32(codes);
 }
 
-// The 4 vectors of half a block's unsigned codes.
+// Moved up by so many bits, or down by -bits.
+inline Vector shifted(Vector v, int bits) {
+  return bits >= 0 ? _mm256_slli_epi16(v, bits) : _mm256_srli_epi16(v, -bits);
+}
+
+// The 4 vectors of half a block's codes, of T4 as the table has them.
 template <Codes C, int Half>
-inline void unpack(const std::byte* block, Vector w[4]) {
-  for (int i = 0; i < 4; ++i) {
-    const Vector both = load(block, i), at = Half == 0 ? both : _mm256_srli_epi16(both, 4);
-    w[i] = _mm256_and_si256(at, _mm256_set1_epi8(15));
+inline void unpack(const std::byte* block, const int8_t* table, Vector w[4]) {
+  constexpr int kBits = code_bits(C), kLow = kBits & 4;
+  for (int i = 0; i < 4; ++i) w[i] = _mm256_setzero_si256();
+  if constexpr (kBits & 4) {
+    for (int i = 0; i < 4; ++i) w[i] = _mm256_and_si256(shifted(load(block, i), -4 * Half), _mm256_set1_epi8(15));
   }
-  if constexpr (C == Codes::U5) {
-    const Vector high = load(block, 4), bit = _mm256_set1_epi8(16);
+  if constexpr (kBits & 2) {
+    const Vector pairs = load(block, kLow + Half), bits = _mm256_set1_epi8(3 << kLow);
+    for (int i = 0; i < 4; ++i) w[i] = _mm256_or_si256(w[i], _mm256_and_si256(shifted(pairs, kLow - 2 * i), bits));
+  }
+  if constexpr (kBits & 1) {
+    constexpr int kAt = kBits - 1;
+    const Vector singles = load(block, kAt), bit = _mm256_set1_epi8(1 << kAt);
     for (int i = 0; i < 4; ++i) {
-      const Vector at = Half == 0 ? _mm256_slli_epi16(high, 4 - i) : _mm256_srli_epi16(high, i);
-      w[i] = _mm256_or_si256(w[i], _mm256_and_si256(at, bit));
+      w[i] = _mm256_or_si256(w[i], _mm256_and_si256(shifted(singles, kAt - 4 * Half - i), bit));
     }
   }
-  if constexpr (C == Codes::U6) {
-    const Vector high = load(block, 4 + Half), bits = _mm256_set1_epi8(48);
-    for (int i = 0; i < 4; ++i) {
-      const int shift = 4 - 2 * i;
-      const Vector at = shift >= 0 ? _mm256_slli_epi16(high, shift) : _mm256_srli_epi16(high, -shift);
-      w[i] = _mm256_or_si256(w[i], _mm256_and_si256(at, bits));
-    }
+  if constexpr (C == Codes::T4) {
+    const Vector values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    for (int i = 0; i < 4; ++i) w[i] = _mm256_shuffle_epi8(values, w[i]);
   }
 }
 
@@ -96,7 +102,7 @@ template <Codes C, Source S, int Half, bool Add, int T>
 inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
   Vector w[4];
   if constexpr (S == Source::Panel) {
-    unpack<C, Half>(codes, w);
+    unpack<C, Half>(codes, nullptr, w);
   } else {
     for (int i = 0; i < 4; ++i) w[i] = load(codes, 4 * Half + i);
   }
@@ -109,11 +115,15 @@ inline void unsigned_sums(const std::byte* codes, const ActivationBlock* const* 
 }
 
 // Signed codes: |w| * (x with w's sign), widened at once.
-template <int Half, bool Add, int T>
-inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x, int block, Vector* sums) {
+template <Codes C, Source S, int Half, bool Add, int T>
+inline void signed_sums(const std::byte* codes, const int8_t* table, const ActivationBlock* const* x, int block,
+                        Vector* sums) {
+  constexpr bool kPacked = C == Codes::T4 && S == Source::Panel;
+  Vector unpacked[4];
+  if constexpr (kPacked) unpack<C, Half>(codes, table, unpacked);
 #pragma GCC unroll 6
   for (int g = 4 * Half; g < 4 * Half + 4; ++g) {
-    const Vector w = load(codes, g), magnitude = _mm256_abs_epi8(w);
+    const Vector w = kPacked ? unpacked[g - 4 * Half] : load(codes, g), magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
       const ActivationBlock& xb = x[t][block];
@@ -128,17 +138,18 @@ inline void signed_sums(const std::byte* codes, const ActivationBlock* const* x,
 // Adds a block of a panel times T rows: half by half for all the rows, so that what is in hand stays in registers and
 // a sum is there when it is wanted.
 template <Codes C, Source S, Grouping G, int T>
-inline void multiply_block(const std::byte* codes, const BlockScales& by, int block, const ActivationBlock* const* x,
-                           __m256* acc) {
+inline void multiply_block(const std::byte* codes, const ScaleSegment& scales, int block,
+                           const ActivationBlock* const* x, __m256* acc) {
   constexpr bool kWhole = G != Grouping::Halves;
   Vector first[T], halves[T], *second = kWhole ? first : halves;
-  if constexpr (C == Codes::S8) {
-    signed_sums<0, false, T>(codes, x, block, first);
-    signed_sums<1, kWhole, T>(codes, x, block, second);
+  if constexpr (is_signed(C)) {
+    signed_sums<C, S, 0, false, T>(codes, scales.table, x, block, first);
+    signed_sums<C, S, 1, kWhole, T>(codes, scales.table, x, block, second);
   } else {
     unsigned_sums<C, S, 0, false, T>(codes, x, block, first);
     unsigned_sums<C, S, 1, kWhole, T>(codes, x, block, second);
   }
+  const BlockScales& by = scales.block[block];
 #pragma GCC unroll 6
   for (int t = 0; t < T; ++t) {
     const ActivationBlock& xb = x[t][block];
@@ -155,10 +166,10 @@ inline void multiply_block(const std::byte* codes, const BlockScales& by, int bl
 template <Codes C, Source S, Grouping G, int T>
 inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, int blocks,
                           const ActivationBlock* const* x, Ahead ahead, __m256* acc) {
-  constexpr size_t kStride = S == Source::Plain ? sizeof(PlainBlock) : kCodeBytes<C>;
+  constexpr size_t kStride = S == Source::Plain ? sizeof(PlainBlock) : block_bytes(C);
   for (int block = 0; block < blocks; ++block, codes += kStride) {
-    ahead.fetch<kCodeBytes<C>>();
-    multiply_block<C, S, G, T>(codes, scales.block[block], block, x, acc);
+    ahead.fetch<block_bytes(C)>();
+    multiply_block<C, S, G, T>(codes, scales, block, x, acc);
   }
 }
 
@@ -167,7 +178,7 @@ inline void multiply_tile(const std::byte* codes, const ScaleSegment& scales, in
 template <Codes C, Grouping G, Source S>
 void multiply_tiles(const std::byte* codes, const std::byte* packed, const ScaleSegment& scales, int begin, int blocks,
                     const ActivationRows& x, int n_rows, const Strip& strip, int column) {
-  const Shares<kCodeBytes<C>> shares(packed + kAhead, blocks, n_rows);
+  const Shares<block_bytes(C)> shares(packed + kAhead, blocks, n_rows);
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m256 acc[T];
@@ -188,8 +199,8 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
     if (n_rows >= kPlainRows) {
       PlainBlock plain[kSegmentBlocks];
       for (int block = 0; block < blocks; ++block) {
-        unpack<C, 0>(codes + block * kCodeBytes<C>, plain[block]);
-        unpack<C, 1>(codes + block * kCodeBytes<C>, plain[block] + 4);
+        unpack<C, 0>(codes + block * block_bytes(C), scales.table, plain[block]);
+        unpack<C, 1>(codes + block * block_bytes(C), scales.table, plain[block] + 4);
       }
       const auto* bytes = reinterpret_cast<const std::byte*>(plain);
       return multiply_tiles<C, G, Source::Plain>(bytes, codes, scales, begin, blocks, x, n_rows, strip, column);
@@ -203,19 +214,14 @@ using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int
 
 // By Grouping.
 template <Codes C>
-constexpr MultiplySegment kNoOffset = C == Codes::S8 ? multiply_segment<C, Grouping::WholeNoOffset> : nullptr;
+constexpr MultiplySegment kNoOffset = is_signed(C) ? multiply_segment<C, Grouping::WholeNoOffset> : nullptr;
 template <Codes C>
 constexpr MultiplySegment kMultiply[3] = {multiply_segment<C, Grouping::Whole>, kNoOffset<C>,
                                           multiply_segment<C, Grouping::Halves>};
 
 MultiplySegment choose(const Matrix& matrix) {
   const auto grouping = static_cast<int>(grouping_of(matrix));
-  switch (matrix.codes()) {
-    case Codes::U4: return kMultiply<Codes::U4>[grouping];
-    case Codes::U5: return kMultiply<Codes::U5>[grouping];
-    case Codes::U6: return kMultiply<Codes::U6>[grouping];
-    default: return kMultiply<Codes::S8>[grouping];
-  }
+  return with_codes(matrix.codes(), [&]<Codes C>(std::integral_constant<Codes, C>) { return kMultiply<C>[grouping]; });
 }
 
 void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows, int panel,

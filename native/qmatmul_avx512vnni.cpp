@@ -31,6 +31,7 @@ inline int32_t load_int(const void* from) {
 
 // A pair of panels' codes and scales from some block on.
 struct Pair {
+  const int8_t* table;  // of T4
   const std::byte* codes[2];
   const ScaleSegment* scales[2];
   size_t ahead;  // how far on to prefetch
@@ -42,35 +43,44 @@ size_t ahead_of(const Matrix& matrix) {
   return pair <= 4 * kAhead ? pair : kAhead;
 }
 
-// The 8 vectors of a block's codes, unsigned: those of S8 moved up by 128.
+// Moved up by so many bits, or down by -bits.
+inline Vector shifted(Vector v, int bits) {
+  return bits >= 0 ? _mm512_slli_epi16(v, bits) : _mm512_srli_epi16(v, -bits);
+}
+
+// The 8 vectors of a block's codes, unsigned: signed ones moved up by 128.
 template <Codes C>
-inline void unpack(const std::byte* low, const std::byte* high, Vector w[8]) {
+inline void unpack(const std::byte* low, const std::byte* high, const int8_t* table, Vector w[8]) {
   const auto plane = [&](int index) { return join(low + 32 * index, high + 32 * index); };
+  constexpr int kBits = code_bits(C), kLow = kBits & 4;
   if constexpr (C == Codes::S8) {
     for (int g = 0; g < 8; ++g) w[g] = _mm512_xor_si512(plane(g), _mm512_set1_epi8(-128));
     return;
   }
-  const Vector nibble = _mm512_set1_epi8(15);
-  for (int g = 0; g < 4; ++g) {
-    const Vector both = plane(g);
-    w[g] = _mm512_and_si512(both, nibble);
-    w[g + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+  for (int g = 0; g < 8; ++g) w[g] = _mm512_setzero_si512();
+  if constexpr (kBits & 4) {
+    const Vector nibble = _mm512_set1_epi8(15);
+    for (int g = 0; g < 4; ++g) {
+      const Vector both = plane(g);
+      w[g] = _mm512_and_si512(both, nibble);
+      w[g + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+    }
   }
   constexpr int kOr = 0xf8;  // ternary logic: a | (b & c)
-  if constexpr (C == Codes::U5) {
-    const Vector bits = plane(4), bit = _mm512_set1_epi8(16);
+  if constexpr (kBits & 2) {
+    const Vector pairs[2] = {plane(kLow), plane(kLow + 1)}, bits = _mm512_set1_epi8(3 << kLow);
     for (int g = 0; g < 8; ++g) {
-      const Vector at = g < 4 ? _mm512_slli_epi16(bits, 4 - g) : _mm512_srli_epi16(bits, g - 4);
-      w[g] = _mm512_ternarylogic_epi32(w[g], at, bit, kOr);
+      w[g] = _mm512_ternarylogic_epi32(w[g], shifted(pairs[g / 4], kLow - 2 * (g % 4)), bits, kOr);
     }
   }
-  if constexpr (C == Codes::U6) {
-    const Vector pairs[2] = {plane(4), plane(5)}, bits = _mm512_set1_epi8(48);
-    for (int g = 0; g < 8; ++g) {
-      const int shift = 4 - 2 * (g % 4);
-      const Vector at = shift >= 0 ? _mm512_slli_epi16(pairs[g / 4], shift) : _mm512_srli_epi16(pairs[g / 4], -shift);
-      w[g] = _mm512_ternarylogic_epi32(w[g], at, bits, kOr);
-    }
+  if constexpr (kBits & 1) {
+    const Vector singles = plane(kBits - 1), bit = _mm512_set1_epi8(1 << (kBits - 1));
+    for (int g = 0; g < 8; ++g) w[g] = _mm512_ternarylogic_epi32(w[g], shifted(singles, kBits - 1 - g), bit, kOr);
+  }
+  if constexpr (C == Codes::T4) {
+    const Vector values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    const Vector moved = _mm512_xor_si512(values, _mm512_set1_epi8(-128));
+    for (int g = 0; g < 8; ++g) w[g] = _mm512_shuffle_epi8(moved, w[g]);
   }
 }
 
@@ -103,7 +113,7 @@ struct Whole {
   Whole(const Pair& pair, int block) : scale(scales_of(pair, block, 0)), offset(offsets_of(pair, block, 0)) {}
 
   __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    const __m512 start = C == Codes::S8 ? _mm512_set1_ps(x.moved) : _mm512_setzero_ps();
+    const __m512 start = is_signed(C) ? _mm512_set1_ps(x.moved) : _mm512_setzero_ps();
     const __m512 sum = add_groups<2>(w, x, add_groups<0>(w, x, start));
     acc = _mm512_fmadd_ps(_mm512_mul_ps(sum, scale), _mm512_set1_ps(x.scale), acc);
     return Offset ? _mm512_fmadd_ps(offset, _mm512_set1_ps(x.sum), acc) : acc;
@@ -122,8 +132,8 @@ struct Halves {
   }
 
   __m512 add(const Vector w[8], const ActivationBlock& x, __m512 acc) const {
-    const __m512 first = add_groups<0>(w, x, C == Codes::S8 ? moved(x, 0) : _mm512_setzero_ps());
-    const __m512 second = add_groups<2>(w, x, C == Codes::S8 ? moved(x, 1) : _mm512_setzero_ps());
+    const __m512 first = add_groups<0>(w, x, is_signed(C) ? moved(x, 0) : _mm512_setzero_ps());
+    const __m512 second = add_groups<2>(w, x, is_signed(C) ? moved(x, 1) : _mm512_setzero_ps());
     const __m512 product = _mm512_fmadd_ps(second, scale[1], _mm512_mul_ps(first, scale[0]));
     acc = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scale), acc);
     acc = _mm512_fmadd_ps(offset[0], _mm512_set1_ps(x.half_sum[0]), acc);
@@ -142,11 +152,11 @@ template <Codes C, class Scaling, int T>
 inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* const* x, Ahead low_ahead,
                           Ahead high_ahead, __m512* acc) {
   const std::byte *low = pair.codes[0], *high = pair.codes[1];
-  for (int block = 0; block < blocks; ++block, low += kCodeBytes<C>, high += kCodeBytes<C>) {
+  for (int block = 0; block < blocks; ++block, low += block_bytes(C), high += block_bytes(C)) {
     Vector w[8];
-    low_ahead.fetch<kCodeBytes<C>>();
-    high_ahead.fetch<kCodeBytes<C>>();
-    unpack<C>(low, high, w);
+    low_ahead.fetch<block_bytes(C)>();
+    high_ahead.fetch<block_bytes(C)>();
+    unpack<C>(low, high, pair.table, w);
     const Scaling scaling(pair, block);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) acc[t] = scaling.add(w, x[t][block], acc[t]);
@@ -157,8 +167,8 @@ inline void multiply_tile(const Pair& pair, int blocks, const ActivationBlock* c
 template <Codes C, class Scaling>
 void multiply_segment(const Pair& pair, int begin, int blocks, const ActivationRows& x, int n_rows, const Strip& strip,
                       int column) {
-  const Shares<kCodeBytes<C>> low(pair.codes[0] + pair.ahead, blocks, n_rows);
-  const Shares<kCodeBytes<C>> high(pair.codes[1] + pair.ahead, blocks, n_rows);
+  const Shares<block_bytes(C)> low(pair.codes[0] + pair.ahead, blocks, n_rows);
+  const Shares<block_bytes(C)> high(pair.codes[1] + pair.ahead, blocks, n_rows);
   for_tiles<kMostRows>(n_rows, [&]<int T>(std::integral_constant<int, T>, int first) {
     const ActivationBlock* rows[T];
     __m512 acc[T];
@@ -186,19 +196,14 @@ constexpr MultiplySegment multiply_for(Grouping grouping) {
 
 MultiplySegment choose(const Matrix& matrix) {
   const Grouping grouping = grouping_of(matrix);
-  switch (matrix.codes()) {
-    case Codes::U4: return multiply_for<Codes::U4>(grouping);
-    case Codes::U5: return multiply_for<Codes::U5>(grouping);
-    case Codes::U6: return multiply_for<Codes::U6>(grouping);
-    default: return multiply_for<Codes::S8>(grouping);
-  }
+  return with_codes(matrix.codes(), [&]<Codes C>(std::integral_constant<Codes, C>) { return multiply_for<C>(grouping); });
 }
 
 // A last panel without a neighbour stands for its own: its second result is not stored.
 void multiply_pair(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows,
                    const int (&panels)[2], const Strip& strip, int column) {
   ScaleSegment scales[2];
-  Pair pair{.codes = {}, .scales = {}, .ahead = ahead_of(matrix)};
+  Pair pair{.table = matrix.table(), .codes = {}, .scales = {}, .ahead = ahead_of(matrix)};
   for (int begin = 0; begin < matrix.blocks(); begin += kSegmentBlocks) {
     const int end = std::min(begin + kSegmentBlocks, matrix.blocks());
     for (int half = 0; half < 2; ++half) {

@@ -1,5 +1,5 @@
 // Tiles of 4 weight rows by 1 to 8 rows of activations: a dot-product instruction multiplies 4 columns of 4 weight
-// rows. Codes of all kinds fit signed bytes, so that U4 to U6, once unpacked, are read as S8.
+// rows. Codes of all kinds fit signed bytes, so that those of less bits, once unpacked, are read as S8.
 #include <arm_neon.h>
 
 #include "fmatmul.h"
@@ -26,9 +26,11 @@ struct Floats {
   static Floats load_signed(const std::byte* from) {
     return convert(vmovl_s8(vld1_s8(reinterpret_cast<const int8_t*>(from))));
   }
-  static Floats load_unsigned(const std::byte* from) {
-    return convert(vreinterpretq_s16_u16(vmovl_u8(vld1_u8(reinterpret_cast<const uint8_t*>(from)))));
-  }
+  static uint8x8_t load_bytes(const std::byte* from) { return vld1_u8(reinterpret_cast<const uint8_t*>(from)); }
+  static Floats convert(uint8x8_t bytes) { return convert(vreinterpretq_s16_u16(vmovl_u8(bytes))); }
+  static Floats load_unsigned(const std::byte* from) { return convert(load_bytes(from)); }
+  static Floats load_low(const std::byte* from) { return convert(vand_u8(load_bytes(from), vdup_n_u8(15))); }
+  static Floats load_high(const std::byte* from) { return convert(vshr_n_u8(load_bytes(from), 4)); }
   static Floats set(float value) { return {vdupq_n_f32(value), vdupq_n_f32(value)}; }
   Floats operator*(Floats by) const { return {vmulq_f32(low, by.low), vmulq_f32(high, by.high)}; }
   Floats operator-() const { return {vnegq_f32(low), vnegq_f32(high)}; }
@@ -38,23 +40,28 @@ struct Floats {
   }
 };
 
-// The 8 vectors of a block's codes for 4 rows; `from` is at the first of these rows.
+// `to` with the bits `mask` of a plane moved up by so many bits, or down by -bits.
+inline uint8x16_t with_bits(uint8x16_t to, uint8x16_t plane, int bits, int mask) {
+  const uint8x16_t at = vshlq_u8(plane, vdupq_n_s8(static_cast<int8_t>(bits)));
+  return vorrq_u8(to, vandq_u8(at, vdupq_n_u8(static_cast<uint8_t>(mask))));
+}
+
+// The 8 vectors of a block's codes for 4 rows, of T4 as the table has them; `from` is at the first of these rows.
 template <Codes C>
-inline void unpack(const std::byte* from, int8x16_t w[8]) {
+inline void unpack(const std::byte* from, const int8_t* table, int8x16_t w[8]) {
   const auto plane = [from](int index) { return vld1q_u8(reinterpret_cast<const uint8_t*>(from) + 32 * index); };
+  constexpr int kBits = code_bits(C), kLow = kBits & 4;
 #pragma GCC unroll 8
   for (int g = 0; g < 8; ++g) {
-    uint8x16_t code = plane(C == Codes::S8 ? g : g % 4);
-    if constexpr (C != Codes::S8) code = g < 4 ? vandq_u8(code, vdupq_n_u8(15)) : vshrq_n_u8(code, 4);
-    if constexpr (C == Codes::U5) {
-      const uint8x16_t at = vshlq_u8(plane(4), vdupq_n_s8(static_cast<int8_t>(4 - g)));
-      code = vorrq_u8(code, vandq_u8(at, vdupq_n_u8(16)));
+    if constexpr (C == Codes::S8) {
+      w[g] = vreinterpretq_s8_u8(plane(g));
+      continue;
     }
-    if constexpr (C == Codes::U6) {
-      const uint8x16_t at = vshlq_u8(plane(4 + g / 4), vdupq_n_s8(static_cast<int8_t>(4 - 2 * (g % 4))));
-      code = vorrq_u8(code, vandq_u8(at, vdupq_n_u8(48)));
-    }
-    w[g] = vreinterpretq_s8_u8(code);
+    uint8x16_t code = vdupq_n_u8(0);
+    if constexpr (kBits & 4) code = g < 4 ? vandq_u8(plane(g % 4), vdupq_n_u8(15)) : vshrq_n_u8(plane(g % 4), 4);
+    if constexpr (kBits & 2) code = with_bits(code, plane(kLow + g / 4), kLow - 2 * (g % 4), 3 << kLow);
+    if constexpr (kBits & 1) code = with_bits(code, plane(kBits - 1), kBits - 1 - g, 1 << (kBits - 1));
+    w[g] = C == Codes::T4 ? vqtbl1q_s8(vld1q_s8(table), code) : vreinterpretq_s8_u8(code);
   }
 }
 
@@ -62,10 +69,10 @@ inline void unpack(const std::byte* from, int8x16_t w[8]) {
 using PlainBlock = int8_t[8][2][16];
 
 template <Codes C>
-inline void unpack_block(const std::byte* from, PlainBlock& to) {
+inline void unpack_block(const std::byte* from, const int8_t* table, PlainBlock& to) {
   for (int half = 0; half < 2; ++half) {
     int8x16_t w[8];
-    unpack<C>(from + 16 * half, w);
+    unpack<C>(from + 16 * half, table, w);
     for (int g = 0; g < 8; ++g) vst1q_s8(to[g][half], w[g]);
   }
 }
@@ -113,7 +120,7 @@ void multiply_half(const std::byte* codes, const ScaleSegment& scales, int row, 
     }
     for (int block = 0; block < blocks; ++block) {
       int8x16_t w[8];
-      unpack<C>(codes + kCodeBytes<C> * static_cast<size_t>(block), w);
+      unpack<C>(codes + block_bytes(C) * static_cast<size_t>(block), scales.table, w);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) acc[t] = add_block<G>(w, scales.block[block], row, rows[t][block], acc[t]);
     }
@@ -133,7 +140,7 @@ void multiply_segment(const std::byte* codes, const ScaleSegment& scales, int be
     if (n_rows > kMostRows) {
       alignas(16) PlainBlock plain[kSegmentBlocks];
       for (int block = 0; block < blocks; ++block) {
-        unpack_block<C>(codes + kCodeBytes<C> * static_cast<size_t>(block), plain[block]);
+        unpack_block<C>(codes + block_bytes(C) * static_cast<size_t>(block), scales.table, plain[block]);
       }
       return multiply(reinterpret_cast<const std::byte*>(plain), std::integral_constant<Codes, Codes::S8>());
     }
@@ -147,7 +154,7 @@ using MultiplySegment = void (*)(const std::byte*, const ScaleSegment&, int, int
 template <Codes C>
 MultiplySegment choose_grouping(Grouping grouping) {
   if (grouping == Grouping::Halves) return multiply_segment<C, Grouping::Halves>;
-  if constexpr (C == Codes::S8) {
+  if constexpr (is_signed(C)) {
     if (grouping == Grouping::WholeNoOffset) return multiply_segment<C, Grouping::WholeNoOffset>;
   }
   return multiply_segment<C, Grouping::Whole>;
@@ -155,12 +162,7 @@ MultiplySegment choose_grouping(Grouping grouping) {
 
 MultiplySegment choose(const Matrix& matrix) {
   const Grouping grouping = grouping_of(matrix);
-  switch (matrix.codes()) {
-    case Codes::U4: return choose_grouping<Codes::U4>(grouping);
-    case Codes::U5: return choose_grouping<Codes::U5>(grouping);
-    case Codes::U6: return choose_grouping<Codes::U6>(grouping);
-    default: return choose_grouping<Codes::S8>(grouping);
-  }
+  return with_codes(matrix.codes(), [&]<Codes C>(std::integral_constant<Codes, C>) { return choose_grouping<C>(grouping); });
 }
 
 void multiply_panel(const Matrix& matrix, MultiplySegment multiply, const ActivationRows& x, int n_rows, int panel,

@@ -23,52 +23,20 @@ float half_at(const std::byte* halves, int lane) {
   return half_to_float(bits);
 }
 
-LaneScales half_scales(const Matrix& matrix, const std::byte* at, int lane) {
+LaneScales lane_scales(const Matrix& matrix, int panel, int block, int lane) {
   const int groups = kBlock / matrix.group();
   LaneScales to{};
   for (int group = 0; group < groups; ++group) {
-    to.scale[group] = half_at(at + 16 * group, lane);
-    to.offset[group] = has_offset(matrix.scales()) ? half_at(at + 16 * (groups + group), lane)
-                                                   : -(static_cast<float>(matrix.zero()) * to.scale[group]);
+    const Matrix::GroupScale by = matrix.group_scale(panel, lane, block * groups + group);
+    to.scale[group] = by.scale;
+    to.offset[group] = has_offset(matrix.scales()) ? by.offset : -(static_cast<float>(by.zero) * by.scale);
   }
   return to;
 }
 
-LaneScales super_scales(const Matrix& matrix, const std::byte* at, int block_in_super, int lane) {
-  const int groups = kBlock / matrix.group();
-  const bool offset = has_offset(matrix.scales());
-  const std::byte* sub = at + (offset ? 32 : 16) + block_in_super * groups * kPanelRows * (offset ? 2 : 1) + lane;
-  LaneScales to{};
-  for (int group = 0; group < groups; ++group, sub += kPanelRows) {
-    to.scale[group] = half_at(at, lane) * static_cast<float>(static_cast<int8_t>(*sub));
-    to.offset[group] = -(static_cast<float>(matrix.zero()) * to.scale[group]);
-    if (offset) {
-      const int sub_offset = static_cast<uint8_t>(sub[groups * kPanelRows]);
-      to.offset[group] = -(half_at(at + 16, lane) * static_cast<float>(sub_offset));
-    }
-  }
-  return to;
-}
-
-LaneScales lane_scales(const Matrix& matrix, int panel, int block, int lane) {
-  const std::byte* scales = matrix.panel_scales(panel);
-  if (!is_super(matrix.scales())) {
-    return half_scales(matrix, scales + matrix.scale_bytes() * static_cast<size_t>(block), lane);
-  }
-  constexpr int kBlocks = kSuper / kBlock;
-  const std::byte* at = scales + matrix.scale_bytes() * static_cast<size_t>(block / kBlocks);
-  return super_scales(matrix, at, block % kBlocks, lane);
-}
-
-void unpack_block(Codes codes, Order order, const std::byte* block, int8_t to[kPanelRows][kBlock]) {
-  for (int g = 0; g < 8; ++g) {
-    for (int byte = 0; byte < 32; ++byte) {
-      const auto plane = [&](int vector) { return static_cast<int>(block[32 * vector + byte]); };
-      int code = codes == Codes::S8 ? plane(g) : plane(g % 4) >> (g < 4 ? 0 : 4) & 15;
-      if (codes == Codes::U5) code |= (plane(4) >> g & 1) << 4;
-      if (codes == Codes::U6) code |= (plane(4 + g / 4) >> 2 * (g % 4) & 3) << 4;
-      to[byte / 4][column_of(order, g, byte % 4)] = static_cast<int8_t>(code);
-    }
+void unpack_block(const Matrix& matrix, const std::byte* block, int8_t to[kPanelRows][kBlock]) {
+  for (int lane = 0; lane < kPanelRows; ++lane) {
+    for (int col = 0; col < kBlock; ++col) to[lane][col] = static_cast<int8_t>(matrix.value_at(block, lane, col));
   }
 }
 
@@ -101,7 +69,7 @@ void multiply_tile(const Matrix& matrix, int panel, const ActivationBlock* const
   const std::byte* codes = matrix.panel_codes(panel);
   for (int block = 0; block < matrix.blocks(); ++block, codes += matrix.block_code_bytes()) {
     int8_t unpacked[kPanelRows][kBlock];
-    unpack_block(matrix.codes(), matrix.order(), codes, unpacked);
+    unpack_block(matrix, codes, unpacked);
     for (int lane = 0; lane < kPanelRows; ++lane) {
       const LaneScales by = lane_scales(matrix, panel, block, lane);
       for (int row = 0; row < n; ++row) {

@@ -14,26 +14,24 @@ namespace {
 constexpr int kMostTokens = 23;
 constexpr float kUntouched = 12345.0f;
 
-struct Kind {
-  Codes codes;
-  Scales scales;
-  int group, zero;
-};
-
-std::vector<Kind> kinds() {
-  std::vector<Kind> all;
-  for (Codes codes : {Codes::U4, Codes::U5, Codes::U6, Codes::S8}) {
-    for (Scales scales : {Scales::Half, Scales::HalfOffset, Scales::Super, Scales::SuperOffset}) {
-      const int zero = has_offset(scales) || codes == Codes::S8 ? 0 : 8 << static_cast<int>(codes);
-      for (int group : {16, 32}) all.push_back({codes, scales, group, zero});
+std::vector<Layout> layouts() {
+  std::vector<Layout> all;
+  for (Codes codes : {Codes::U2, Codes::U3, Codes::U4, Codes::T4, Codes::U5, Codes::U6, Codes::S8}) {
+    for (Scales scales : {Scales::Half, Scales::HalfZero, Scales::HalfOffset, Scales::Super, Scales::SuperOffset,
+                          Scales::SuperNibbles}) {
+      const bool one_zero = scales == Scales::Half || scales == Scales::Super;
+      const int zero = !one_zero || is_signed(codes) ? 0 : 1 << (code_bits(codes) - 1);
+      const float unit = is_super(scales) ? 0.125f : 1.0f;
+      const std::array<int8_t, 16> table = {-128, -127, -83, -65, -49, -35, -22, -10, 0, 13, 25, 38, 53, 69, 89, 127};
+      for (int group : {16, 32}) all.push_back({codes, scales, group, zero, unit, table});
     }
   }
   return all;
 }
 
-std::string name_of(const Kind& kind) {
-  return "codes " + std::to_string(static_cast<int>(kind.codes)) + " scales " +
-         std::to_string(static_cast<int>(kind.scales)) + " group " + std::to_string(kind.group);
+std::string name_of(const Layout& layout) {
+  return std::string(codes_name(layout.codes)) + " scales " + std::to_string(static_cast<int>(layout.scales)) +
+         " group " + std::to_string(layout.group);
 }
 
 using Code = std::function<uint8_t(int col)>;
@@ -49,16 +47,18 @@ std::vector<Value> made(int count, const Make& make) {
   return values;
 }
 
-Matrix packed(const Kind& kind, Order order, int rows, int cols, Random& random, const Code& code) {
-  Matrix matrix(rows, cols, kind.codes, kind.scales, kind.group, kind.zero, order);
-  const int groups = rows * cols / kind.group;
+Matrix packed(const Layout& layout, Order order, int rows, int cols, Random& random, const Code& code) {
+  Matrix matrix(rows, cols, layout, order);
+  const int groups = rows * cols / layout.group;
   std::vector<uint8_t> codes;
   for (int i = 0; i < rows * cols; ++i) codes.push_back(code(i % cols));
   const auto half = [&] { return float_to_half(random.number() * 0.01f); };
   const auto scale = made<uint16_t>(groups, half), offset = made<uint16_t>(groups, half);
-  const auto sub_scale = made<int8_t>(groups, [&] { return random.below(256) - 128; });
-  const auto sub_offset = made<uint8_t>(groups, [&] { return random.below(256); });
-  matrix.pack(0, rows, {codes.data(), scale.data(), offset.data(), sub_scale.data(), sub_offset.data()});
+  const auto byte = [&] { return random.below(256); };
+  const auto sub_scale = made<uint8_t>(groups, byte), sub_offset = made<uint8_t>(groups, byte);
+  const auto zero = made<uint8_t>(groups, byte);
+  matrix.pack(0, rows,
+              {codes.data(), scale.data(), offset.data(), sub_scale.data(), sub_offset.data(), zero.data()});
   return matrix;
 }
 
@@ -145,7 +145,7 @@ void compare(const MatmulKernels& kernels, const Matrix& matrix, const std::vect
 }
 
 // All the codes of a row at an extreme, and activations of which each is quantised to 127 or -127.
-void test_extremes(const MatmulKernels& kernels, const Kind& kind, Random& random) {
+void test_extremes(const MatmulKernels& kernels, const Layout& layout, Random& random) {
   constexpr int kCols = 256;
   std::vector<float> x;
   for (int pattern = 0; pattern < 5; ++pattern) {
@@ -155,17 +155,17 @@ void test_extremes(const MatmulKernels& kernels, const Kind& kind, Random& rando
     }
   }
   const std::vector<uint8_t> extremes =
-      kind.codes == Codes::S8 ? std::vector<uint8_t>{0x80, 0x81, 0x7f} : std::vector<uint8_t>{0, 0xff};
+      layout.codes == Codes::S8 ? std::vector<uint8_t>{0x80, 0x81, 0x7f} : std::vector<uint8_t>{0, 0xff};
   for (uint8_t extreme : extremes) {
-    const Matrix matrix = packed(kind, kernels.order, 16, kCols, random, [&](int) { return extreme; });
-    compare(kernels, matrix, x, name_of(kind) + ", extreme code " + std::to_string(extreme));
+    const Matrix matrix = packed(layout, kernels.order, 16, kCols, random, [&](int) { return extreme; });
+    compare(kernels, matrix, x, name_of(layout) + ", extreme code " + std::to_string(extreme));
   }
   // Codes with the sign of the last pattern's activations, or against it.
   for (int with : {0, 1}) {
-    const Matrix matrix = packed(kind, kernels.order, 8, kCols, random, [&](int col) {
+    const Matrix matrix = packed(layout, kernels.order, 8, kCols, random, [&](int col) {
       return static_cast<uint8_t>((x[static_cast<size_t>(4 * kCols + col)] > 0) == (with == 1) ? 0x7f : 0x80);
     });
-    compare(kernels, matrix, x, name_of(kind) + ", signed codes");
+    compare(kernels, matrix, x, name_of(layout) + ", signed codes");
   }
 }
 
@@ -187,9 +187,9 @@ void test_quantize(const MatmulKernels& kernels, Random& random) {
 }
 
 // A row that is not finite spoils its own results and no other row's.
-void test_poison(const MatmulKernels& kernels, const Kind& kind, Random& random) {
+void test_poison(const MatmulKernels& kernels, const Layout& layout, Random& random) {
   constexpr int kCols = 256;
-  const Matrix matrix = packed(kind, kernels.order, 13, kCols, random, random_codes(random));
+  const Matrix matrix = packed(layout, kernels.order, 13, kCols, random, random_codes(random));
   std::vector<float> x = random.numbers(5 * kCols);
   const auto multiply = [&] {
     return product(kernels, matrix, Activations(kernels, x, kCols).rows(), {5, 0, 2}, 13);
@@ -198,10 +198,10 @@ void test_poison(const MatmulKernels& kernels, const Kind& kind, Random& random)
   x[2 * kCols + 77] = std::numeric_limits<float>::infinity();
   const std::vector<float> out = multiply();
   for (size_t i = 2 * 13; i < 3 * 13; ++i) {
-    expect(!std::isfinite(out[i]), name_of(kind) + ": finite in spite of its row");
+    expect(!std::isfinite(out[i]), name_of(layout) + ": finite in spite of its row");
     expected[i] = out[i];
   }
-  expect_same(out, expected, name_of(kind) + " beside a row that is not finite");
+  expect_same(out, expected, name_of(layout) + " beside a row that is not finite");
 }
 
 std::vector<float> float_product(const MatmulKernels& kernels, const Matrix& matrix, const std::vector<float>& x,
@@ -218,18 +218,18 @@ void test_matmul(Isa isa) {
   const MatmulKernels& kernels = corral::kernels(isa);
   Random random(1);
   test_quantize(kernels, random);
-  for (const Kind& kind : kinds()) {
+  for (const Layout& layout : layouts()) {
     constexpr int kWide = 72 * kBlock;  // more than a segment of blocks, and whole super-blocks
-    const Matrix matrix = packed(kind, kernels.order, 37, 512, random, random_codes(random));
-    compare(kernels, matrix, random.numbers(kMostTokens * 512), name_of(kind));
-    const Matrix wide = packed(kind, kernels.order, 21, kWide, random, random_codes(random));
-    compare(kernels, wide, random.numbers(10 * kWide), name_of(kind) + ", wide");
-    test_extremes(kernels, kind, random);
-    test_poison(kernels, kind, random);
-    if (is_super(kind.scales)) continue;
+    const Matrix matrix = packed(layout, kernels.order, 37, 512, random, random_codes(random));
+    compare(kernels, matrix, random.numbers(kMostTokens * 512), name_of(layout));
+    const Matrix wide = packed(layout, kernels.order, 21, kWide, random, random_codes(random));
+    compare(kernels, wide, random.numbers(10 * kWide), name_of(layout) + ", wide");
+    test_extremes(kernels, layout, random);
+    test_poison(kernels, layout, random);
+    if (is_super(layout.scales)) continue;
     for (int cols : {32, 96, 65 * kBlock}) {
-      const Matrix odd = packed(kind, kernels.order, 9, cols, random, random_codes(random));
-      compare(kernels, odd, random.numbers(5 * cols), name_of(kind) + ", columns " + std::to_string(cols));
+      const Matrix odd = packed(layout, kernels.order, 9, cols, random, random_codes(random));
+      compare(kernels, odd, random.numbers(5 * cols), name_of(layout) + ", columns " + std::to_string(cols));
     }
   }
 }
@@ -240,7 +240,7 @@ void test_float_matmul(Isa isa) {
   constexpr int kRows = 21;
   for (Codes codes : {Codes::F32, Codes::F16, Codes::BF16}) {
     for (int cols : {1, 2, 3, 4, 67, 256}) {
-      Matrix matrix(kRows, cols, codes, Scales::None, 0, 0, Order::Quads);
+      Matrix matrix(kRows, cols, {codes}, Order::Quads);
       matrix.pack_floats(0, kRows, random.numbers(kRows * cols).data());
       const std::vector<float> x = random.numbers(kMostTokens * cols);
       const size_t ld = kRows + 3;

@@ -8,21 +8,39 @@ from numpy.typing import NDArray
 from corral.models.ops import Op
 
 class Matrix:
-    """A weight matrix in panels of 8 rows."""
+    """A weight matrix in panels of 8 rows, or a stack of `experts` such matrices (native/matrix.h)."""
 
     def __init__(
-        self, rows: int, cols: int, codes: str, scales: str, group: int, zero: int, isa: str
+        self,
+        rows: int,
+        cols: int,
+        isa: str,
+        *,
+        codes: str,
+        scales: str = "none",
+        group: int = 0,
+        zero: int = 0,
+        unit: float = 1.0,
+        table: NDArray[np.int8] | None = None,
+        experts: int = 1,
     ) -> None: ...
+    def expert(self, index: int) -> Matrix:
+        """One matrix of a stack, in the stack's memory: what is packed and multiplied."""
+
     def pack(
         self,
         first_row: int,
         codes: NDArray[np.uint8],
         scale: NDArray[np.uint16],
-        offset: NDArray[np.uint16] | None,
-        sub_scale: NDArray[np.int8] | None,
-        sub_offset: NDArray[np.uint8] | None,
+        offset: NDArray[np.uint16] | None = None,
+        sub_scale: NDArray[np.uint8] | None = None,
+        sub_offset: NDArray[np.uint8] | None = None,
+        zero: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Pack some rows of Groups (tests of kernels): multiples of 8 rows, but at the end."""
+        """Pack some rows of Groups: multiples of 8 rows, but at the end. Signed numbers by their bits."""
+
+    def pack_file(self, raw: NDArray[np.uint8], type_name: str) -> None:
+        """Pack all rows from a file's blocks of one of `file_types`."""
 
     def pack_floats(self, first_row: int, values: NDArray[np.float32]) -> None: ...
     def dequantize_row(self, row: int) -> NDArray[np.float32]: ...
@@ -31,10 +49,12 @@ class Matrix:
     @property
     def cols(self) -> int: ...
     @property
+    def experts(self) -> int: ...
+    @property
     def nbytes(self) -> int: ...
 
-def pack_file(raw: NDArray[np.uint8], cols: int, type_name: str, isa: str) -> Matrix:
-    """A matrix from the rows of a quantised tensor as a file has them."""
+def file_types() -> list[str]:
+    """Names of the tensor types that Matrix.pack_file takes."""
 
 def matmul(
     matrix: Matrix, x: NDArray[np.float32], threads: int, isa: str, chunk: int = 4

@@ -53,7 +53,7 @@ def weight_at(form: Groups, row: int, col: int) -> float:
 
     zero = form.zero if isinstance(form.zero, int) else of(form.zero)
     code = form.codes[row, col]
-    value = float(code) - zero if form.table is None else float(form.table[code])
+    value = float(code if form.table is None else form.table[code]) - zero
     scale, offset = of(form.scale), 0.0 if form.offset is None else of(form.offset)
     if form.sub_scale is not None:
         scale, offset = scale * of(form.sub_scale), -offset * of(form.sub_offset)

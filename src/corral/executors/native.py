@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 
 from corral import _native
 from corral.executors.batch import Batch, StepResult
+from corral.executors.packing import pack
 from corral.models.ops import Role, numbers_in
 from corral.models.program import Program
 from corral.types import MAX_TOP_LOGPROBS
-from corral.weights.qtensor import QTensor
 
-PANEL_ROWS = 8  # rows are packed in multiples of it
 
 OnPacked = Callable[[str], None]
 
@@ -107,20 +106,10 @@ def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked 
             vector_bytes += values.nbytes
         else:
             if id(tensor) not in packed:
-                packed[id(tensor)] = _pack(tensor, native.isa)
+                packed[id(tensor)] = pack(tensor, native.isa)
             native.add_matrix(packed[id(tensor)])
         if on_packed is not None:
             on_packed(tensor.name)
     return vector_bytes + sum(matrix.nbytes for matrix in packed.values())
 
 
-def _pack(tensor: QTensor, isa: str) -> _native.Matrix:
-    rows, cols = tensor.shape
-    if not tensor.is_float:
-        return _native.pack_file(np.ascontiguousarray(tensor.parts[0]), cols, tensor.type_name, isa)
-    matrix = _native.Matrix(
-        rows, cols, tensor.type_name.lower() if tensor.bits == 16 else "f32", "none", 0, 0, isa
-    )
-    for start, stop in tensor.ranges(multiple=PANEL_ROWS):
-        matrix.pack_floats(start, np.ascontiguousarray(tensor.decode(start, stop), np.float32))
-    return matrix

@@ -7,6 +7,7 @@ codes are one opaque item (V16 = 16 bytes): numpy copies such items many times f
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -262,3 +263,10 @@ FORMATS: dict[str, Format] = {
         Format("Q6_K", 256, Q6_K, _decode_q6_k),
     )
 }
+
+
+@cache
+def form_of(type_name: str) -> Groups | NDArray[np.float32]:
+    """No rows of a type, decoded: what kinds of numbers those of any rows are."""
+    row = FORMATS[type_name]
+    return row.decode(np.empty((0, row.layout.itemsize), np.uint8))

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 class Groups:
     """Some rows of a quantised matrix, M rows of K columns; `group` columns of a row share a scale.
 
-    weight = unit * (scale * value + offset), where value is table[code] where there is a table, otherwise
-    code - zero. With super-blocks (sub_scale is there) scale and offset are themselves products, kept apart
-    so that they stay exact: scale * sub_scale and -offset * sub_offset.
+    weight = unit * (scale * (value - zero) + offset), where value is the code, or table[code] where there is
+    a table. With super-blocks (sub_scale is there) scale and offset are themselves products, kept apart so
+    that they stay exact: scale * sub_scale and -offset * sub_offset.
     """
 
     codes: NDArray[Any]  # [M, K] uint8 below 2 ** bits, or int8
@@ -23,10 +23,10 @@ class Groups:
     scale: NDArray[np.floating[Any]]  # [M, K / group]; with super-blocks [M, S], of K / S columns each
     offset: NDArray[np.floating[Any]] | None = None  # the same shape and type
     sub_scale: NDArray[Any] | None = None  # [M, K / group] uint8 or int8
-    sub_offset: NDArray[np.uint8] | None = None  # [M, K / group]
+    sub_offset: NDArray[Any] | None = None  # [M, K / group] uint8
     sub_bits: int = 8  # sub scales and offsets that are uint8 are below 2 ** sub_bits
-    zero: int | NDArray[np.uint8] = 0  # one of them all, or [M, K / group]
-    table: NDArray[np.int8] | NDArray[np.float32] | None = None  # [2 ** bits]
+    zero: int | NDArray[Any] = 0  # of all, or [M, K / group] uint8
+    table: NDArray[Any] | None = None  # [2 ** bits] int8 or float32
     unit: float = 1.0  # a constant of the format
 
     @property
