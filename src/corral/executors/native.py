@@ -13,7 +13,6 @@ from corral.models.ops import Role, numbers_in
 from corral.models.program import Program
 from corral.types import MAX_TOP_LOGPROBS
 
-
 OnPacked = Callable[[str], None]
 
 
@@ -111,5 +110,3 @@ def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked 
         if on_packed is not None:
             on_packed(tensor.name)
     return vector_bytes + sum(matrix.nbytes for matrix in packed.values())
-
-
