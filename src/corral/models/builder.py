@@ -13,11 +13,9 @@ from corral.models.ops import (
     Embed,
     Gated,
     Head,
-    Input,
     KVWrite,
     Linear,
     Op,
-    Output,
     RmsNorm,
     Rope,
     Select,
@@ -57,12 +55,6 @@ class GraphBuilder:
         """A row of the tensor for every token, times scale."""
         out = self.value(name, width)
         self.append(Embed(self.matrix(f"{name}.weight", vocab_size, width), out.index, scale))
-        return out
-
-    def input(self, width: int) -> Value:
-        """The rows that a batch brings."""
-        out = self.value("input", width)
-        self.append(Input(out.index))
         return out
 
     def rms_norm(self, x: Value, name: str, eps: float, heads: int = 1) -> Value:
@@ -132,10 +124,6 @@ class GraphBuilder:
         """Logits of the wanted rows of x, by the tensor `output` or, in a model without, by the embedding."""
         name = "output.weight" if self.has("output.weight") else "token_embd.weight"
         self.append(Head(self.select(x).index, self.matrix(name, vocab_size, x.width), softcap))
-
-    def output(self, x: Value) -> None:
-        """The wanted rows of x are what a step gives."""
-        self.append(Output(self.select(x).index))
 
     def select(self, x: Value) -> Value:
         """The wanted rows of x. Where they suffice before it, the pass `narrow` finds out."""
