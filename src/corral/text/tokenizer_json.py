@@ -56,12 +56,28 @@ class _Kind(msgspec.Struct):
     type: str = "BPE"
 
 
+class _SpecialToken(msgspec.Struct):
+    id: str
+
+
+class _Step(msgspec.Struct, rename={"special": "SpecialToken", "sequence": "Sequence"}):
+    special: _SpecialToken | None = None
+    sequence: Any = None
+
+
+class _Processor(msgspec.Struct):
+    """What is put around a text: a template, or several processors."""
+
+    single: list[_Step] = []
+    processors: list["_Processor"] = []
+
+
 class _Definition(msgspec.Struct):
     model: msgspec.Raw
     added_tokens: list[_Added] = []
     normalizer: msgspec.Raw = NULL
     pre_tokenizer: msgspec.Raw = NULL
-    post_processor: msgspec.Raw = NULL
+    post_processor: _Processor | None = None
     decoder: msgspec.Raw = NULL
 
 
@@ -84,7 +100,10 @@ class LibraryBPE:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text without added tokens. Releases the interpreter's lock."""
-        ids: list[int] = self._encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        try:
+            ids: list[int] = self._encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        except Exception as error:
+            raise CorruptModel(f"tokenizer.json cannot encode this text: {error}") from None
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -103,15 +122,8 @@ def read_definition(assets: TextAssets) -> dict[str, Any]:
         if kind != "BPE":
             raise UnsupportedModel(f"a tokenizer.json of the kind {kind!r:.80} is not supported; BPE is")
         model = msgspec.json.decode(definition.model, type=_BPE)
-        normalizer, pre_tokenizer, post_processor, decoder = (
-            _read_rule(rule)
-            for rule in (
-                definition.normalizer,
-                definition.pre_tokenizer,
-                definition.post_processor,
-                definition.decoder,
-            )
-        )
+        rules = definition.normalizer, definition.pre_tokenizer, definition.decoder
+        normalizer, pre_tokenizer, decoder = map(_read_rule, rules)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptModel(f"tokenizer.json cannot be read: {error}") from None
     fields = _vocabulary(model, definition.added_tokens)
@@ -121,18 +133,16 @@ def read_definition(assets: TextAssets) -> dict[str, Any]:
         scores = array("f", range(0, -len(fields["tokens"]), -1))
         fields |= {"model": "llama", "space_rule": space_rule, "scores": scores, "merge_user_defined": True}
     elif byte_level or model.byte_fallback:
-        if pre_tokenizer.get("prepend_scheme") == "first":
-            raise UnsupportedModel(
-                "tokenizer.json: a space before the first word alone is not supported here"
-            )
-        definition_alone = _without_added_tokens(definition)
-        fields |= {"model": "tokenizer.json", "definition": definition_alone, "byte_level": byte_level}
+        if b'"first"' in bytes(definition.pre_tokenizer):
+            raise UnsupportedModel("tokenizer.json: a space before the first word alone is not supported")
+        alone = _without_added_tokens(definition)
+        fields |= {"model": "tokenizer.json", "definition": alone, "byte_level": byte_level}
     else:
         raise UnsupportedModel(
             "this tokenizer.json is not supported: it is no BPE of bytes, nor one that falls back to them "
             f"(decoders: {', '.join(_kinds(decoder)) or 'none'})"
         )
-    bos = _bos(post_processor)
+    bos = _first_token(definition.post_processor or _Processor())
     said = {"bos_token": bos, "unk_token": model.unk_token}
     names = {name: text for name, text in {**said, **assets.names}.items() if text}
     ids = _named_ids(fields["tokens"], names)
@@ -170,9 +180,8 @@ def _space_rule(normalizer: dict[str, Any], pre_tokenizer: dict[str, Any]) -> st
     if not normalizer and pre_tokenizer.get("type") == "Metaspace":
         plain = pre_tokenizer.get("replacement") == "▁" and pre_tokenizer.get("split") is False
         return _METASPACE.get(str(pre_tokenizer.get("prepend_scheme"))) if plain else None
-    if pre_tokenizer and pre_tokenizer.get("pattern") != {
-        "String": " "
-    }:  # of which the normaliser leaves none
+    # A split at spaces does nothing: the normaliser has left none.
+    if pre_tokenizer and pre_tokenizer.get("pattern") != {"String": " "}:
         return None
     steps = normalizer.get("normalizers", [normalizer])
     return next((rule for rule, those in _NORMALIZERS.items() if steps == those), None)
@@ -202,14 +211,12 @@ def _kinds(rule: Any, depth: int = 4) -> list[str]:
     return [str(rule.get("type")), *_kinds(inside, depth)]
 
 
-def _bos(post_processor: dict[str, Any]) -> str | None:
+def _first_token(post_processor: _Processor) -> str | None:
     """The token that a post-processor puts before the text, if it is one."""
-    for processor in (post_processor, *post_processor.get("processors", ())):
-        template = processor.get("single") if isinstance(processor, dict) else None
-        if isinstance(template, list):
-            kinds = [next(iter(step), "") for step in template if isinstance(step, dict)]
-            if kinds[:2] == ["SpecialToken", "Sequence"]:
-                return str(template[0]["SpecialToken"].get("id"))
+    for processor in (post_processor, *post_processor.processors):
+        first, second = [*processor.single[:2], *[_Step()] * 2][:2]
+        if first.special and second.sequence is not None:
+            return first.special.id
     return None
 
 

@@ -65,6 +65,9 @@ class _Row:
         return {letter.strip("{}"): number for letter, number in pairs}
 
 
+_Experts = dict[int, tuple[str, Stored]]  # by number: the author's name of the tensor, and where it lies
+
+
 def rename_beginning(name: str) -> str:
     """The name that a model of text alone would give the tensor."""
     for beginning, replacement in BEGINNINGS.items():
@@ -85,31 +88,19 @@ def combine(name: str, parts: tuple[Stored, ...]) -> TensorInfo:
 def translate(stored: Mapping[str, Stored], patterns: Mapping[str, Pattern]) -> dict[str, tuple[Stored, ...]]:
     """The tensors by canonical name, a layer's experts under one; what fits no pattern keeps its name."""
     rows = _rows(patterns)
-    found: dict[
-        str, dict[int, dict[int, str]]
-    ] = {}  # the author's name: by canonical name, choice and expert
-    parts: dict[str, dict[int, Part]] = {}
-    for name in stored:
+    found: dict[str, dict[int, _Experts]] = {}  # by canonical name, and by which of its patterns
+    for name, tensor in stored.items():
         template, numbers = _abstract(name)
         for row in rows.get(template, ()):
-            at = row.read(numbers)
-            if at is None:
-                continue
-            canonical = row.canonical.format_map(at)
-            found.setdefault(canonical, {}).setdefault(row.choice, {})[int(at.get("e", 0))] = name
-            parts.setdefault(canonical, {})[row.choice] = row.part
+            if (at := row.read(numbers)) is not None:
+                choices = found.setdefault(row.canonical.format_map(at), {})
+                choices.setdefault(row.choice, {})[int(at.get("e", 0))] = name, _cut(tensor, row.part)
     result, used = {}, set[str]()
     for canonical, choices in found.items():
-        choice = min(choices)
-        names = _in_order(canonical, choices[choice])
+        names, result[canonical] = _in_order(canonical, choices[min(choices)])
         used.update(names)
-        result[canonical] = tuple(_cut(stored[name], parts[canonical][choice]) for name in names)
-    kept = {
-        name: (tensor,)
-        for name, tensor in stored.items()
-        if name not in used and not name.endswith(REDUNDANT)
-    }
-    return kept | result
+    left = (name for name in stored if name not in used and not name.endswith(REDUNDANT))
+    return {name: (stored[name],) for name in left} | result
 
 
 def _rows(patterns: Mapping[str, Pattern]) -> dict[str, list[_Row]]:
@@ -130,17 +121,18 @@ def _abstract(name: str) -> tuple[str, tuple[str, ...]]:
     return ".".join("{}" if piece in numbers else piece for piece in pieces), tuple(numbers)
 
 
-def _in_order(canonical: str, names: Mapping[int, str]) -> list[str]:
-    missing = [expert for expert in range(max(names) + 1) if expert not in names]
-    if missing:
-        raise CorruptModel(f"the tensor '{canonical}' lacks expert {missing[0]} of {max(names) + 1}")
-    return [names[expert] for expert in range(len(names))]
+def _in_order(canonical: str, experts: _Experts) -> tuple[tuple[str, ...], tuple[Stored, ...]]:
+    """The authors' names and the tensors of all experts."""
+    count = max(experts) + 1
+    missing = next((expert for expert in range(count) if expert not in experts), None)
+    if missing is not None:
+        raise CorruptModel(f"the tensor '{canonical}' lacks expert {missing} of {count}")
+    names, tensors = zip(*(experts[expert] for expert in range(count)), strict=True)
+    return names, tensors
 
 
 def _cut(tensor: Stored, part: Part) -> Stored:
     shape = tensor.place.shape
     if shape and shape[max(len(shape) - 2, 0)] % part.of:
-        raise CorruptModel(
-            f"tensor '{tensor.place.name}' of shape {list(shape)} is not {part.of} equal parts"
-        )
+        raise CorruptModel(f"tensor '{tensor.place.name}' {list(shape)} does not have {part.of} equal parts")
     return replace(tensor, part=part.index, of=part.of)
