@@ -10,6 +10,7 @@ import gc
 import random
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,20 @@ MOST_STEPS = 4096  # of a sequence that decodes
 
 def open_engine(path: Path, threads: int, isa: str) -> Any:
     """An engine with this model, which has `add`, `step`, `cancel` and `options`."""
-    from corral.engine.load import load
-    from corral.engine.protocol import EngineSpec
-
-    engine, _ = load(
-        EngineSpec(
-            path=str(path),
-            threads=threads,
-            batch_tokens=256,
-            max_sequences=64,
-            kv_bytes=KV_BYTES,
-            isa=isa,
-            drafts=False,  # a step is one token a sequence
-        )
-    )
+    loading: Any = import_module("corral.engine.load")
+    make_spec: Any = import_module("corral.engine.protocol").EngineSpec
+    fields = {
+        "path": str(path),
+        "threads": threads,
+        "batch_tokens": 256,
+        "max_sequences": 64,
+        "isa": isa,
+        "drafts": False,  # a step is one token a sequence
+    }
+    if hasattr(loading, "open_model"):  # loading in two halves
+        engine, _ = loading.open_model(make_spec(**fields)).load(KV_BYTES)
+    else:
+        engine, _ = loading.load(make_spec(**fields, kv_bytes=KV_BYTES))
     return engine
 
 
@@ -60,8 +61,9 @@ class Driver:
             new -= {output.id for output in self._engine.step()}
         self._decoding = count
         begun = time.perf_counter()
-        outputs = self._engine.step()
+        step = self._engine.step()
         seconds = time.perf_counter() - begun
+        outputs = list(step)
         assert len(outputs) == count and all(len(each.tokens) == 1 for each in outputs), outputs
         return seconds
 
@@ -71,7 +73,7 @@ class Driver:
         id = -1 - turn
         self._engine.add(id, self._tokens(id, length), sampling(2))
         begun = time.perf_counter()
-        while not self._engine.step():
+        while not list(self._engine.step()):
             pass
         seconds = time.perf_counter() - begun
         self._engine.cancel(id)
