@@ -90,12 +90,12 @@ def _measure(given: argparse.Namespace, pair: Pair, name: str) -> list[Row]:
         for case, (what, unit, scale) in gauge.rows.items()
     }
     rounds = -(-gauge.rounds // 2) if given.quick else gauge.rounds
-    for turn in range(rounds if given.quick or gauge.exact else (1 + AGAIN) * rounds):
-        wanted = [case for case, row in rows.items() if turn < rounds or row.verdict == Verdict.UNSURE]
+    for number in range(rounds if given.quick or gauge.exact else (1 + AGAIN) * rounds):
+        wanted = [case for case, row in rows.items() if number < rounds or row.verdict == Verdict.UNSURE]
         if not wanted:
             break
-        print(f"{pair.subject.name}, {pair.isa}, {name}: round {turn + 1}", file=sys.stderr, flush=True)
-        for case, sample in gauge.measure(pair, wanted, turn).items():
+        print(f"{pair.subject.name}, {pair.isa}, {name}: round {number + 1}", file=sys.stderr, flush=True)
+        for case, sample in gauge.measure(pair, wanted, number).items():
             rows[case] = replace(rows[case], samples=(*rows[case].samples, sample))
     return list(rows.values())
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -26,6 +27,7 @@ from gate_figures import Sample, sample_of
 
 DRIVER = Path(__file__).resolve().parent / "gate_driver.py"
 PATIENCE = 300.0  # seconds for a server to start
+REST = 1.0  # seconds in which the system takes back the memory of the server before
 SERVED_TURNS = 4
 
 
@@ -81,7 +83,7 @@ Measure = Callable[[Pair, Collection[str], int], Measured]
 
 @dataclass(frozen=True)
 class Gauge:
-    """Rows that are measured together; `measure` gives a sample of each case asked for, in round 0, 1 ..."""
+    """Rows that are measured together. `measure` gives a sample of each case asked for, in round 0, 1, 2."""
 
     rows: Mapping[str, tuple[str, str, float]]  # case -> what it is, a unit, and how many of them are 1
     measure: Measure
@@ -161,14 +163,15 @@ def served(pair: Pair, build: Build) -> Iterator[Launched]:
         yield started
 
 
-def measure_starts(pair: Pair, cases: Collection[str], turn: int) -> Measured:
+def measure_starts(pair: Pair, cases: Collection[str], number: int) -> Measured:
     """Seconds from the process' start to the first token, and bytes of both processes after some requests."""
     found: dict[str, dict[int, float]] = {"start": {}, "memory": {}}
-    for side in (turn % 2, 1 - turn % 2):
+    for side in (number % 2, 1 - number % 2):
+        time.sleep(REST)
         with served(pair, pair.builds[side]) as started:
             found["start"][side] = started.first_token
             if "memory" in cases:
-                time_replies(started.target, BEFORE_MEMORY, turn)
+                time_replies(started.target, BEFORE_MEMORY, number)
                 found["memory"][side] = started.tree.memory()
     return {case: sample_of([found[case][0]], [found[case][1]]) for case in cases}
 

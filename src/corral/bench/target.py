@@ -87,7 +87,7 @@ class Stream:
     prompt_tokens: int = 0
     tokens: int = 0
 
-    def take(self, line: bytes, now: float) -> None:
+    def take_line(self, line: bytes, now: float) -> None:
         """Read one line of the answer; BadReply if it is an error."""
         piece = self.dialect.read(line)
         if piece is None:
@@ -129,7 +129,7 @@ async def ask(
     stream = stream or Stream(what.tokens, target.dialect, meter or Meter())
     began = time.perf_counter()
     try:
-        await exchange(target.address, target.dialect.path, target.body(what), stream.take, target.limit)
+        await exchange(target.address, target.dialect.path, target.body(what), stream.take_line, target.limit)
         reply = stream.reply(began)
     except BadReply as error:
         reply = stream.reply(began, str(error))

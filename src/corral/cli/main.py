@@ -10,7 +10,7 @@ from typing import Any
 
 from corral import __version__
 from corral.cli.exits import EXIT_CODES, INTERRUPTED, OK, USAGE, UsageError, exit_code
-from corral.config import load_settings
+from corral.config import Settings, load_settings
 from corral.errors import CorralError, UserError
 from corral.store import words
 
@@ -126,7 +126,7 @@ def _dispatch(argv: list[str]) -> int:
     return int(module.run(arguments, _settings()))
 
 
-def _settings() -> Any:
+def _settings() -> Settings:
     try:
         return load_settings()
     except UserError as error:
