@@ -23,6 +23,11 @@ _NAMES = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "num_local_experts": "expert_count",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "norm_topk_prob": "expert_weights_norm",
 }
 # Settings of rope that have a name in GGUF, or would if such files kept them. Others become `rope.KEY`.
 _ROPE_NAMES = {
@@ -55,7 +60,7 @@ _SUSPECT = re.compile(
 )
 _HARMLESS = frozenset(
     [
-        *("attention_bias", "qkv_bias"),  # the tensors say it
+        *("attention_bias", "qkv_bias", "decoder_sparse_step"),  # the tensors say it
         *(
             "attention_dropout",
             "attn_pdrop",

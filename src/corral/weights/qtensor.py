@@ -63,6 +63,12 @@ class QTensor:
         """The ordinary matrix of one expert."""
         return replace(self, parts=(self.parts[number],))
 
+    def experts_between(self, start: int, stop: int) -> "QTensor":
+        """Experts start to stop of a stack, as a view; ValueError where there are no such experts."""
+        if not 0 <= start < stop <= self.experts:
+            raise ValueError(f"'{self.name}' has {self.experts} experts: none from {start} to {stop}")
+        return replace(self, parts=self.parts[start:stop])
+
     def rows_between(self, start: int, stop: int) -> "QTensor":
         """Rows start to stop (of every expert), as a view; ValueError where there are no such rows."""
         rows, cols = self.shape
