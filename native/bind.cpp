@@ -172,9 +172,9 @@ void bind_program(nb::module_& m) {
             return p.model.add_kv_layer(kv_heads, head_dim, window, group);
           }, nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("window"), nb::arg("group"),
            "window 0 = all positions; the layers of a group share block tables.")
-      .def("add_matrix", [](Program& p, std::shared_ptr<Matrix> matrix) {
-            return p.model.add_matrix(std::move(matrix));
-          }, nb::arg("matrix"))
+      .def("add_matrices", [](Program& p, const std::vector<std::shared_ptr<Matrix>>& matrices) {
+            return p.model.add_matrices({matrices.begin(), matrices.end()});
+          }, nb::arg("matrices"), "One weight: a matrix, or one for each expert.")
       .def("add_vector", [](Program& p, Array<float, 1> values) {
             return p.model.add_vector({values.data(), values.data() + values.shape(0)});
           }, nb::arg("values").noconvert())

@@ -10,6 +10,7 @@ namespace nb = nanobind;
 namespace corral {
 namespace {
 
+void read(nb::handle value, bool& to) { to = nb::cast<bool>(value); }
 void read(nb::handle value, int& to) { to = nb::cast<int>(value); }
 void read(nb::handle value, float& to) { to = nb::cast<float>(value); }
 void read(nb::handle value, double& to) { to = nb::cast<double>(value); }

@@ -19,12 +19,17 @@ void require_number(const Model& model, LayerRef x) { require_index(model.caches
 
 void require_number(const Model& model, MatrixRef x) {
   require_index(model.weights, x, "no such weight");
-  require(model.weights[static_cast<size_t>(x)].matrix != nullptr, "a vector stands where a matrix should");
+  require(model.weights[static_cast<size_t>(x)].matrices.size() == 1, "no single matrix where one should stand");
+}
+
+void require_number(const Model& model, StackRef x) {
+  require_index(model.weights, x, "no such weight");
+  require(model.experts(x) > 0, "a vector stands where matrices should");
 }
 
 void require_number(const Model& model, VectorRef x) {
   require_index(model.weights, x, "no such weight");
-  require(model.weights[static_cast<size_t>(x)].matrix == nullptr, "a matrix stands where a vector should");
+  require(model.weights[static_cast<size_t>(x)].matrices.empty(), "a matrix stands where a vector should");
 }
 
 }  // namespace
@@ -57,13 +62,19 @@ int Model::add_kv_layer(int kv_heads, int head_dim, int window, int group) {
   return static_cast<int>(caches.size()) - 1;
 }
 
-int Model::add_matrix(std::shared_ptr<const Matrix> matrix) {
-  weights.push_back({std::move(matrix), {}});
+int Model::add_matrices(std::vector<std::shared_ptr<const Matrix>> matrices) {
+  require(!matrices.empty(), "a stack without matrices");
+  for (const auto& matrix : matrices) {
+    require(matrix->rows() == matrices[0]->rows() && matrix->cols() == matrices[0]->cols() &&
+                matrix->quantised() == matrices[0]->quantised(),
+            "a stack of different matrices");
+  }
+  weights.push_back({std::move(matrices), {}});
   return static_cast<int>(weights.size()) - 1;
 }
 
 int Model::add_vector(std::vector<float> values) {
-  weights.push_back({nullptr, std::move(values)});
+  weights.push_back({{}, std::move(values)});
   return static_cast<int>(weights.size()) - 1;
 }
 

@@ -20,9 +20,9 @@ struct Buffer {
   int start;      // first column of a view
 };
 
-// A matrix for Embed, Linear and Head, or a vector for norms and biases.
+// A matrix for Embed, Linear and Head, a stack of them for Experts, or a vector for norms and biases.
 struct Weight {
-  std::shared_ptr<const Matrix> matrix;
+  std::vector<std::shared_ptr<const Matrix>> matrices;
   std::vector<float> vector;
 };
 
@@ -48,7 +48,7 @@ struct Model {
   int add_buffer(int width, bool selected);
   int add_view(int base, int start, int width);
   int add_kv_layer(int kv_heads, int head_dim, int window, int group);
-  int add_matrix(std::shared_ptr<const Matrix> matrix);
+  int add_matrices(std::vector<std::shared_ptr<const Matrix>> matrices);
   int add_vector(std::vector<float> values);
   void add(Op op);
   // The width of the rows that a batch brings, and of those that a step gives; 0 where the ops have no Input or Output.
@@ -57,7 +57,11 @@ struct Model {
 
   // What an op's numbers are of; add has seen that they exist.
   const Buffer& buffer(int index) const { return buffers[static_cast<size_t>(index)]; }
-  const Matrix& matrix(MatrixRef weight) const { return *weights[static_cast<size_t>(weight)].matrix; }
+  const Matrix& matrix(MatrixRef weight) const { return *weights[static_cast<size_t>(weight)].matrices[0]; }
+  int experts(StackRef weight) const { return static_cast<int>(weights[static_cast<size_t>(weight)].matrices.size()); }
+  const Matrix& expert(StackRef weight, int number) const {
+    return *weights[static_cast<size_t>(weight)].matrices[static_cast<size_t>(number)];
+  }
   const std::vector<float>& vector(VectorRef weight) const { return weights[static_cast<size_t>(weight)].vector; }
   const KVCache& cache(LayerRef layer) const { return caches[static_cast<size_t>(layer)]; }
   // Throws unless both have rows of the same kind and width.

@@ -29,6 +29,7 @@ using Written = Number<1>;  // a buffer
 using MatrixRef = Number<2>;
 using VectorRef = Number<3>;
 using LayerRef = Number<4>;  // of the KV cache
+using StackRef = Number<5>;  // as many matrices as there are experts
 
 // The texts that Python has for an enum's values, in their order.
 template <class Enum>
@@ -177,6 +178,39 @@ struct Gated {
   void run_row(Program& program, int row) const;
 };
 
+struct Route {
+  static constexpr const char* kName = "Route";
+  Read x;
+  Written chosen, weights;
+  bool renormalise;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &Route::x}, Field{"chosen", &Route::chosen}, Field{"weights", &Route::weights},
+                      Field{"renormalise", &Route::renormalise}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
+};
+
+struct Experts {
+  static constexpr const char* kName = "Experts";
+  Read x, chosen, weights;
+  StackRef gate, up, down;
+  Written out;
+  Activation activation;
+  int first;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &Experts::x}, Field{"chosen", &Experts::chosen}, Field{"weights", &Experts::weights},
+                      Field{"gate", &Experts::gate}, Field{"up", &Experts::up}, Field{"down", &Experts::down},
+                      Field{"out", &Experts::out}, Field{"activation", &Experts::activation},
+                      Field{"first", &Experts::first}};
+  }
+  void check(const Model& model) const;
+  void run(Program& program) const;
+  std::string kind(const Model& model) const;
+};
+
 struct Select {
   static constexpr const char* kName = "Select";
   Read x;
@@ -222,8 +256,8 @@ struct Quantize {
   void run_row(Program& program, int row) const;
 };
 
-using Op = std::variant<Embed, Input, RmsNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Select, Head, Output,
-                        Angles, Quantize>;
+using Op = std::variant<Embed, Input, RmsNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Route, Experts, Select,
+                        Head, Output, Angles, Quantize>;
 
 template <class T>
 concept FromPython = requires { T::kName; };

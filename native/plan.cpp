@@ -50,6 +50,7 @@ class Planner {
     each_number(op, [&](auto number) {
       if constexpr (std::is_same_v<decltype(number), Read>) x = x < 0 ? number : x;
       if constexpr (std::is_same_v<decltype(number), MatrixRef>) quantised |= model_.matrix(number).quantised();
+      if constexpr (std::is_same_v<decltype(number), StackRef>) quantised |= model_.expert(number, 0).quantised();
     });
     if (quantised) push_on(Quantize{x}, x);
   }

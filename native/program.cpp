@@ -1,11 +1,6 @@
 #include "program.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
-#include <stdexcept>
-
-#include "huge_pages.h"
 
 namespace corral {
 namespace {
@@ -15,28 +10,17 @@ constexpr int kRowRounds = 8;   // chunks of many rows for each thread: neighbou
 
 }  // namespace
 
-void FreeFloats::operator()(float* floats) const { std::free(floats); }
-
-FloatArray allocate_floats(size_t count) {
-  const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-  // A matmul's results go to as many small pages as there are rows.
-  if (bytes >= kHugePage / 2) return FloatArray(static_cast<float*>(allocate_huge_pages(bytes)));
-  auto* floats = static_cast<float*>(std::aligned_alloc(64, bytes));
-  if (floats == nullptr) throw std::bad_alloc();
-  return FloatArray(floats);
-}
-
 Program::Program(const Limits& limits, int threads, const std::string& isa)
-    : kernels_(choose_kernels(isa)), team_(threads), profile_(team_), attention_(team_, kernels_.attend),
+    : kernels_(choose_kernels(isa)), team_(threads), profile_(team_), attention_(team_, kernels_.attend), experts_(*this),
       sampler_(*kernels_.pointwise, limits.vocab, team_.size()), strips_(static_cast<size_t>(team_.size())) {
   model.limits = limits;
 }
 
 void Program::finish() {
   for (const Weight& weight : model.weights) {
-    const Matrix* matrix = weight.matrix.get();
-    if (matrix != nullptr && matrix->quantised() && matrix->order() != kernels_.matmul->order) {
-      throw std::invalid_argument("wrong program: a matrix is packed for other instructions");
+    for (const auto& matrix : weight.matrices) {
+      require(!matrix->quantised() || matrix->order() == kernels_.matmul->order,
+              "a matrix is packed for other instructions");
     }
   }
   kv_memory_ = KVMemory(model.limits.num_blocks, model.caches);
@@ -51,6 +35,9 @@ void Program::finish() {
   size_t widest = 0;
   for (const Buffer& buffer : model.buffers) widest = std::max(widest, activations_bytes(buffer.width));
   activations_ = allocate_floats(rows * widest / sizeof(float));
+  for (const Op& op : model.ops) {
+    if (const auto* experts = std::get_if<Experts>(&op)) experts_.reserve(*experts, model.limits.max_tokens);
+  }
   regions_ = plan_regions(model);
   for (const Region& region : regions_) kinds_.push_back(profile_.kind(kind_of(region, model)));
   block_of_.resize(model.windows.size() * rows);

@@ -8,6 +8,8 @@
 
 #include "batch.h"
 #include "batch_attention.h"
+#include "batch_experts.h"
+#include "float_array.h"
 #include "kernels.h"
 #include "model.h"
 #include "plan.h"
@@ -16,13 +18,6 @@
 #include "team.h"
 
 namespace corral {
-
-// Memory that becomes resident as it is written.
-struct FreeFloats {
-  void operator()(float* floats) const;
-};
-using FloatArray = std::unique_ptr<float[], FreeFloats>;
-FloatArray allocate_floats(size_t count);
 
 // A row's results depend on its own sequence only: never on the rows beside it, on chunks or on threads.
 class Program {
@@ -42,6 +37,10 @@ class Program {
   const Batch& batch() const { return *batch_; }
   const StepResult& result() const { return *result_; }
   const Kernels& kernels() const { return kernels_; }
+  // out = activation(gate) * up.
+  auto gate_kernel(Activation activation) const {
+    return activation == Activation::kSilu ? kernels_.pointwise->silu_gate : kernels_.pointwise->gelu_gate;
+  }
   Team& team() { return team_; }
   float* row_of(int buffer, int64_t row) const {
     const RowMemory& rows = rows_[static_cast<size_t>(buffer)];
@@ -64,6 +63,7 @@ class Program {
   // out[(row - rows.begin) * ld + m] = x[row] times row m of the matrix, for the rows of these panels.
   void multiply(const Matrix& matrix, int x, RowRange rows, PanelRange panels, float* out, size_t ld) const;
   void attend(const Attention& op);
+  void run_experts(const Experts& op) { experts_.run(op); }
   void sample(const Head& op);
 
  private:
@@ -87,6 +87,7 @@ class Program {
   Team team_;
   Profile profile_;
   BatchAttention attention_;
+  BatchExperts experts_;
   std::vector<Region> regions_;
   std::vector<size_t> kinds_;  // of the regions, for the profile
   KVMemory kv_memory_;

@@ -90,10 +90,37 @@ void Gated::check(const Model& model) const {
 }
 
 void Gated::run_row(Program& program, int row) const {
-  const PointwiseKernels& kernels = *program.kernels().pointwise;
-  const auto activate = activation == Activation::kSilu ? kernels.silu_gate : kernels.gelu_gate;
-  activate(program.row_of(gate, row), program.row_of(up, row), program.row_of(out, row),
-           program.model.buffer(out).width);
+  program.gate_kernel(activation)(program.row_of(gate, row), program.row_of(up, row), program.row_of(out, row),
+                                  program.model.buffer(out).width);
+}
+
+void Route::check(const Model& model) const {
+  const Buffer &logits = model.buffer(x), &to = model.buffer(chosen);
+  model.require_like(chosen, weights);
+  require(to.base != logits.base && model.buffer(weights).base != logits.base && model.buffer(weights).base != to.base,
+          "Route's outputs");
+  require(to.selected == logits.selected && to.width <= logits.width, "Route chooses more experts than there are");
+}
+
+void Route::run_row(Program& program, int row) const {
+  const float* logits = program.row_of(x, row);
+  float *experts = program.row_of(chosen, row), *shares = program.row_of(weights, row);
+  const int count = program.model.buffer(x).width, ranks = program.model.buffer(chosen).width;
+  const auto logit = [logits](int expert) { return std::isnan(logits[expert]) ? -INFINITY : logits[expert]; };
+  const auto before = [&](int a, int b) { return logit(a) > logit(b) || (logit(a) == logit(b) && a < b); };
+  for (int rank = 0, last = -1; rank < ranks; ++rank) {
+    int best = -1;
+    for (int expert = 0; expert < count; ++expert) {
+      if ((last < 0 || before(last, expert)) && (best < 0 || before(expert, best))) best = expert;
+    }
+    experts[rank] = static_cast<float>(last = best);
+    shares[rank] = std::exp(logits[best] - logits[static_cast<int>(experts[0])]);
+  }
+  float total = 0;
+  for (int i = 0; i < (renormalise ? ranks : count); ++i) {
+    total += renormalise ? shares[i] : std::exp(logits[i] - logits[static_cast<int>(experts[0])]);
+  }
+  for (int rank = 0; rank < ranks; ++rank) shares[rank] /= total;
 }
 
 void Select::check(const Model& model) const {

@@ -36,7 +36,10 @@ class ProgramBuilder:
         return len(self.buffers) - 1
 
     def weight(self, values: np.ndarray) -> int:
-        self.weights.append(float_tensor(values, f"w{len(self.weights)}"))
+        return self.tensor(float_tensor(values, f"w{len(self.weights)}"))
+
+    def tensor(self, tensor: QTensor) -> int:
+        self.weights.append(tensor)
         return len(self.weights) - 1
 
     def kv_layer(self, *sizes: Any) -> int:

@@ -80,7 +80,9 @@ class Program:
     def add_kv_layer(self, kv_heads: int, head_dim: int, window: int, group: int) -> int:
         """window 0 = all positions; the layers of a group share block tables."""
 
-    def add_matrix(self, matrix: Matrix) -> int: ...
+    def add_matrices(self, matrices: list[Matrix]) -> int:
+        """One weight: a matrix, or one for each expert."""
+
     def add_vector(self, values: NDArray[np.float32]) -> int: ...
     def add(self, op: Op) -> None:
         """An op that names buffers; ValueError if it does not fit or the native executor has no such op."""

@@ -78,8 +78,8 @@ class NativeExecutor:
     def profile_seconds(self) -> dict[str, float]:
         """Seconds by kind of work since `profile(True)`; together the time of those steps.
 
-        "matmul u4" and so on by the weights' codes, "attention", "rows" (norms, rope, quantising, adding),
-        "head" (logits and sampling), and "waiting" for the other threads.
+        "matmul u4" and so on by the weights' codes, "experts u4" likewise, "attention", "rows" (norms, rope,
+        routing, quantising, adding), "head" (logits and sampling), and "waiting" for the other threads.
         """
         return self._open().profile_seconds()
 
@@ -106,7 +106,8 @@ def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked 
         else:
             if id(tensor) not in packed:
                 packed[id(tensor)] = pack(tensor, native.isa)
-            native.add_matrix(packed[id(tensor)])
+            stack = packed[id(tensor)]
+            native.add_matrices([stack.expert(number) for number in range(stack.experts)])
         if on_packed is not None:
             on_packed(tensor.name)
     return vector_bytes + sum(matrix.nbytes for matrix in packed.values())

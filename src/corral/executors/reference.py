@@ -15,6 +15,7 @@ from corral.models.ops import (
     AllReduce,
     Attention,
     Embed,
+    Experts,
     Gated,
     Head,
     Input,
@@ -25,6 +26,7 @@ from corral.models.ops import (
     RmsNorm,
     Rope,
     RopeStyle,
+    Route,
     Select,
 )
 from corral.models.program import Program
@@ -56,7 +58,7 @@ class ReferenceExecutor:
         self.buffers: list[F32] = []
         self.logits: F32 = np.zeros((0, program.vocab_size), np.float32)
         self.vectors: F32 = np.zeros((0, 0), np.float32)
-        self._weights: dict[int, F32] = {}
+        self._weights: dict[tuple[int, int], F32] = {}
 
     def step(self, batch: Batch) -> StepResult:
         """Run every op, then sample or score each wanted row."""
@@ -95,9 +97,13 @@ class ReferenceExecutor:
 
     def weight(self, index: int) -> F32:
         """The dequantised matrix [rows, cols]."""
-        if index not in self._weights:
-            self._weights[index] = self.program.weights[index].dequantize()
-        return self._weights[index]
+        return self.expert(index, 0)
+
+    def expert(self, index: int, number: int) -> F32:
+        """The dequantised matrix [rows, cols] of one expert."""
+        if (index, number) not in self._weights:
+            self._weights[index, number] = self.program.weights[index].expert(number).dequantize()
+        return self._weights[index, number]
 
 
 def _embed(run: ReferenceExecutor, op: Embed, batch: Batch) -> None:
@@ -214,6 +220,27 @@ def _all_reduce(run: ReferenceExecutor, op: AllReduce, batch: Batch) -> None:
     run.write(op.out, run.all_reduce(run.rows(op.x)))
 
 
+def _route(run: ReferenceExecutor, op: Route, batch: Batch) -> None:
+    logits, count = run.rows(op.x), run.program.buffers[op.chosen].width
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    own = np.take_along_axis(logits, chosen, axis=1)
+    largest = logits.max(axis=1, keepdims=True)
+    total = np.exp((own if op.renormalise else logits) - largest).sum(axis=1, keepdims=True)
+    run.write(op.chosen, chosen.astype(np.float32))
+    run.write(op.weights, np.exp(own - largest) / total)
+
+
+def _experts(run: ReferenceExecutor, op: Experts, batch: Batch) -> None:
+    x, chosen, weights = run.rows(op.x), run.rows(op.chosen), run.rows(op.weights)
+    out = np.zeros_like(x)
+    for expert in range(run.program.weights[op.gate].experts):
+        rows, ranks = np.nonzero(chosen == expert + op.first)
+        gate, up, down = (run.expert(weight, expert) for weight in (op.gate, op.up, op.down))
+        hidden = ACTIVATE[op.activation](x[rows] @ gate.T) * (x[rows] @ up.T)
+        out[rows] += weights[rows, ranks, None] * (hidden @ down.T)
+    run.write(op.out, out)
+
+
 def _select(run: ReferenceExecutor, op: Select, batch: Batch) -> None:
     run.write(op.out, run.rows(op.x)[batch.rows])
 
@@ -253,6 +280,8 @@ RUN: Mapping[type[Op], Callable[[ReferenceExecutor, Any, Batch], None]] = {
     Add: _add,
     AllReduce: _all_reduce,
     Gated: _gated,
+    Route: _route,
+    Experts: _experts,
     Select: _select,
     Head: _head,
     Output: _output,

@@ -6,7 +6,8 @@ struct of the same name and fields for each op that the native executor runs.
 
 A value is float32 [N, width] with a row for every token of the batch or, downstream of Select, [R, width]
 with a row for every position whose logits are wanted.
-Letters: N tokens, R logit rows, H heads, K kv heads, D head size, P pairs of a head that rotate.
+Letters: N tokens, R logit rows, H heads, K kv heads, D head size, P pairs of a head that rotate, E experts of
+a layer, k of them for a row, F width of one's hidden layer.
 """
 
 import enum
@@ -23,7 +24,7 @@ class Role(enum.Enum):
     REUSABLE = enum.auto()  # the same, and what is written may take its place in memory
     READ_ALL = enum.auto()  # a value of which all rows are needed, whichever rows are wanted
     WRITTEN = enum.auto()  # a value that the op makes
-    MATRIX = enum.auto()  # a weight [rows, cols]
+    MATRIX = enum.auto()  # a weight [rows, cols], or [E, rows, cols]
     VECTOR = enum.auto()  # a weight [1, cols] of plain floats
     LAYER = enum.auto()  # a KV layer
 
@@ -175,6 +176,39 @@ class AllReduce(Op):
 
     x: Reusable
     out: Written
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Op):
+    """The experts of each row and what each one's result counts, from the router's logits x [N or R, E].
+
+    Those with the k largest logits are chosen, the largest first, of two equal ones the lower number first.
+    Their weights are the softmax of their own logits if `renormalise`, otherwise of all E.
+    """
+
+    x: Read
+    chosen: Written  # [N or R, k], whole numbers
+    weights: Written  # [N or R, k]
+    renormalise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Experts(Op):
+    """out = the sum over a row's experts e of weight * down[e](activation(gate[e] x) * up[e] x).
+
+    It is added up in the order of the experts' numbers. Numbers of experts that the matrices do not have are
+    passed over: the matrices begin with expert `first` of the model.
+    """
+
+    x: Read
+    chosen: Read
+    weights: Read
+    gate: Matrix  # [E, F, width of x]
+    up: Matrix  # [E, F, width of x]
+    down: Matrix  # [E, width of x, F]
+    out: Written
+    activation: Activation
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
