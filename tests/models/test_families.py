@@ -124,12 +124,12 @@ def test_a_family_is_found_by_its_authors_names_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "mamba2", "", "LLAMA", "BertForMaskedLM"])
 def test_other_architectures_are_refused_by_name_whatever_their_fields(name: str) -> None:
-    with pytest.raises(UnsupportedModel, match=f"'{name}'.*gemma2, gemma3, llama, qwen2, qwen3"):
+    with pytest.raises(UnsupportedModel, match=f"'{name}'.*gemma2, gemma3, llama, mixtral, qwen2, qwen3"):
         build_program(MemorySource(name, {"block_count": "none"}))
 
 
 @pytest.mark.parametrize(
-    "name", ["rope.dimension_sections", "attention.scale", "expert_used_count", "attention.causal"]
+    "name", ["rope.dimension_sections", "attention.scale", "expert_shared_count", "attention.causal"]
 )
 def test_fields_that_would_change_the_answer_are_refused_by_name(name: str) -> None:
     source = MemorySource("qwen3", FIELDS | {name: 1}, random_weights(**LAYER, **QK_NORMS))

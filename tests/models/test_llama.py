@@ -7,7 +7,6 @@ import pytest
 from checkpoint import read_weights, rewrite
 from running import logprobs, random_tokens
 
-from corral.errors import UnsupportedModel
 from corral.models.ops import Attention, Embed, Head, Linear, Rope
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
@@ -112,11 +111,3 @@ def test_few_buffers_serve_any_number_of_layers(tmp_path: Path) -> None:
         with open_gguf(tiny_llama(tmp_path / "m.gguf", layers=layers)) as file:
             counts.add(len(build_program(GGUFSource(file)).buffers))
     assert counts == {11}
-
-
-def test_experts_are_refused_by_name(tmp_path: Path) -> None:
-    with (
-        open_gguf(tiny_llama(tmp_path / "m.gguf", metadata={"llama.expert_count": 8})) as file,
-        pytest.raises(UnsupportedModel, match=r"llama\.expert_count"),
-    ):
-        build_program(GGUFSource(file))

@@ -1,4 +1,4 @@
-"""The parts that families share: attention, the gated feed-forward, and what authors call their tensors."""
+"""The parts that families share: attention, feed-forwards, and what authors call their tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

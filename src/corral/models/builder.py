@@ -173,9 +173,9 @@ class GraphBuilder:
         """Whether the model has a tensor of this whole name."""
         return name in self.source.tensors
 
-    def matrix(self, name: str, rows: int, cols: int) -> int:
-        """The number of a weight [rows, cols]; a tensor used twice is there once."""
-        self._check(name, (rows, cols))
+    def matrix(self, name: str, *shape: int) -> int:
+        """The number of a weight [rows, cols], or [E, rows, cols]; a tensor used twice is there once."""
+        self._check(name, shape)
         return self._number(name)
 
     def vector(self, name: str, width: int, plus: float = 0.0) -> int:

@@ -1,7 +1,8 @@
-"""The llama family: Llama 1 to 3.3, Mistral, SmolLM and everything else that GGUF calls `llama`."""
+"""The llama family: Llama 1 to 3.3, Mistral, Mixtral, SmolLM and everything else that GGUF calls `llama`."""
 
-from corral.models.blocks import PUBLISHED_TENSORS, SelfAttention, build_pre_norm, gated_feed_forward
+from corral.models.blocks import PUBLISHED_TENSORS, SelfAttention, build_pre_norm
 from corral.models.builder import GraphBuilder
+from corral.models.experts import read_feed_forward
 from corral.models.graph import Graph
 from corral.models.ops import Activation, RopeStyle
 from corral.models.rope import read_plain, read_rotation
@@ -12,10 +13,11 @@ PUBLISHED = Published(fields={"rope.interleaved": Constant(False)}, tensors=PUBL
 
 
 def build(source: ModelSource) -> Graph:
-    """Pre-norm layers with SwiGLU. GGUF has q and k permuted so that neighbours rotate together."""
+    """Pre-norm layers with SwiGLU, or a mixture of them.
+
+    GGUF has q and k permuted so that neighbours rotate together.
+    """
     fields, sizes, g = source.fields, read_sizes(source.fields), GraphBuilder(source)
-    if fields.integer("expert_count", 1 << 16, low=0, default=0):
-        fields.unsupported("expert_count", "mixtures of experts are not supported yet")
     style = RopeStyle.INTERLEAVED if fields.flag("rope.interleaved", default=True) else RopeStyle.HALF
     plain = read_plain(fields, sizes.head_size, "rope.freq_base")
     rotation = read_rotation(g, plain, style, sizes.context_length)
@@ -23,4 +25,4 @@ def build(source: ModelSource) -> Graph:
         SelfAttention(sizes, rotation, sizes.head_size**-0.5, window)
         for window in read_windows(fields, sizes.layers)
     ]
-    return build_pre_norm(g, sizes, attentions, gated_feed_forward(sizes.ffn, Activation.SILU))
+    return build_pre_norm(g, sizes, attentions, read_feed_forward(fields, sizes.ffn, Activation.SILU))

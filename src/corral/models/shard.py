@@ -2,8 +2,9 @@
 
 Queries, keys, values, gates and ups are split by the rows of their matrices, so that each rank has some
 heads and some columns of the feed-forward; the matrices that read those are split by columns, and their
-products are summed over the ranks. Everything else is computed by every rank: norms and residuals, since they
-cost less than an exchange, and embedding and head, since the sampler wants all logits of a row in one place.
+products are summed over the ranks. Of a mixture each rank has some whole experts. Everything else is computed
+by every rank: norms and residuals, since they cost less than an exchange, and embedding and head, since the
+sampler wants all logits of a row in one place.
 
 Letter: W ranks.
 """
@@ -16,6 +17,7 @@ from corral.models.ops import (
     Add,
     AllReduce,
     Attention,
+    Experts,
     Gated,
     KVWrite,
     Linear,
@@ -132,6 +134,8 @@ class _Sharding:
         if isinstance(op, Linear):
             divided = self._parts.of[op.x] != 1
             self._emit_columns(op) if divided else self._emit_rows(op)
+        elif isinstance(op, Experts):
+            self._emit_experts(op)
         elif isinstance(op, (*BY_HEAD, Attention)):
             self.ops.append(replace(op, heads=op.heads // self._parts.of[op.out]))
         else:
@@ -171,6 +175,20 @@ class _Sharding:
         )
         self.ops += map(AllReduce, sums, op.outs)
 
+    def _emit_experts(self, op: Experts) -> None:
+        """This rank's experts, then the sums of all ranks."""
+        experts, world = self._graph.weights[op.gate].experts, self._parts.world
+        if experts < world:
+            raise ValueError(f"{experts} experts cannot be divided among {world} ranks")
+        first, stop = (experts * rank // world for rank in (self._rank, self._rank + 1))
+        own = [
+            self._graph.weights[weight].experts_between(first, stop) for weight in (op.gate, op.up, op.down)
+        ]
+        gate, up, down = map(self._add, own)
+        partial = self._like(op.out)
+        self.ops.append(replace(op, gate=gate, up=up, down=down, out=partial, first=op.first + first))
+        self.ops.append(AllReduce(partial, op.out))
+
     def _columns(self, value: Value) -> tuple[int, int]:
         """The first column and the width of this rank's part of a value."""
         parts = self._parts.of[value.index]
@@ -183,9 +201,10 @@ class _Sharding:
 
     def _cut(self, number: int, cut: QTensor) -> int:
         """The number of a part of a weight."""
-        if cut.shape == self._graph.weights[number].shape:
-            return number
-        self.weights.append(cut)
+        return number if cut.shape == self._graph.weights[number].shape else self._add(cut)
+
+    def _add(self, weight: QTensor) -> int:
+        self.weights.append(weight)
         return len(self.weights) - 1
 
     def _like(self, number: int) -> int:

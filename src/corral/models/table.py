@@ -23,9 +23,11 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("corral.models.llama", ("LlamaForCausalLM", "MistralForCausalLM")),
+    "mixtral": Family("corral.models.mixtral", ("MixtralForCausalLM",)),
     "qwen2": Family("corral.models.qwen2", ("Qwen2ForCausalLM",)),
     "qwen3": Family("corral.models.qwen3", ("Qwen3ForCausalLM",)),
     "gemma2": Family("corral.models.gemma2", ("Gemma2ForCausalLM",)),
+    "qwen3moe": Family("corral.models.qwen3moe", ("Qwen3MoeForCausalLM",)),
     "gemma3": Family("corral.models.gemma3", ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")),
 }
 
