@@ -9,12 +9,14 @@ from running import random_tokens
 from batches import Part, blocks_for, make_batch
 from corral.executors.reference import ReferenceExecutor
 from corral.models.graph import Graph
-from corral.models.ops import AllReduce, Attention, Linear
+from corral.models.ops import AllReduce, Attention, Experts, Linear
 from corral.models.passes import narrow
 from corral.models.placement import place
 from corral.models.shard import shard
 from corral.models.table import build_graph
 from corral.weights.gguf_source import GGUFSource
+from families import checkpoints
+from families.gguf_twins import write_twin
 from gguf_files import tiny_gemma3, tiny_llama
 
 TOKENS = random_tokens(40, 300)
@@ -85,6 +87,28 @@ def test_one_rank_is_the_graph_itself(tmp_path: Path) -> None:
     graph = tiny(tmp_path)
     alone = shard(graph, 0, 1)
     assert [op for op in alone.ops if not isinstance(op, AllReduce)] == list(graph.ops)
+
+
+def mixtral(path: Path) -> Graph:
+    case = checkpoints.read_case("mixtral")
+    weights = checkpoints.weights(case)
+    return build_graph(GGUFSource.open(write_twin(path / "m.gguf", "llama", case["published"], weights)))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_ranks_with_some_experts_each_add_up_to_the_whole(tmp_path: Path, world: int) -> None:
+    check_ranks_agree(mixtral(tmp_path), world, checkpoints.tokens(40))
+
+
+def test_a_rank_has_its_experts_alone(tmp_path: Path) -> None:
+    graph = mixtral(tmp_path)
+    whole = next(op for op in graph.ops if isinstance(op, Experts))
+    part = shard(graph, 1, 2)
+    own = next(op for op in part.ops if isinstance(op, Experts))
+    assert (own.first, part.weights[own.gate].experts) == (2, 2)
+    np.testing.assert_array_equal(
+        part.weights[own.down].dequantize(), graph.weights[whole.down].dequantize()[2:]
+    )
 
 
 @pytest.mark.parametrize(
