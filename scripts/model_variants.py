@@ -1,7 +1,9 @@
-"""Model files that benchmarks need and nobody publishes: `model_variants.py q4_0|llama-1b SOURCE TARGET`.
+"""Model files that benchmarks need and nobody publishes: `model_variants.py VARIANT SOURCE TARGET`.
 
 q4_0      SOURCE with its Q4_1 matrices requantised to Q4_0, the type that llama.cpp is fastest at
 llama-1b  a Llama of about a billion random weights in the mix called Q4_K_M, with the vocabulary of SOURCE
+experts   the same with fewer layers, each with 16 feed-forwards of which a token takes 2
+active    what a token takes of `experts`, as an ordinary model: one feed-forward of twice the width
 """
 
 import argparse
@@ -26,6 +28,15 @@ class Shape:
     heads: int = 32
     kv_heads: int = 8
     context: int = 8192
+    experts: int = 0  # feed-forwards of a layer; 0 = an ordinary one
+    used: int = 0  # of them, by each token
+
+
+SHAPES = {
+    "llama-1b": Shape(),
+    "experts": Shape(layers=8, ffn=4096, experts=16, used=2),
+    "active": Shape(layers=8, ffn=8192),
+}
 
 
 def requantise(source: Path, target: Path) -> None:
@@ -56,12 +67,21 @@ def random_llama(source: Path, target: Path, shape: Shape) -> None:
         "rope.dimension_count": head_dim,
         "vocab_size": vocab,
     }
+    if shape.experts:
+        sizes |= {"expert_count": shape.experts, "expert_used_count": shape.used}
     writer = _writer_like(reader, target, {f"llama.{key}": value for key, value in sizes.items()})
     random = np.random.default_rng(0)
     kv_width = shape.kv_heads * head_dim
 
     def matrix(name: str, rows: int, cols: int, kind: Type = Type.Q4_K) -> None:
         writer.add_tensor(f"{name}.weight", RANDOM[kind](random, rows, cols), raw_dtype=kind)
+
+    def feed_forward(part: str, blk: str, rows: int, cols: int, kind: Type = Type.Q4_K) -> None:
+        if shape.experts:
+            stack = RANDOM[kind](random, shape.experts * rows, cols).reshape(shape.experts, rows, -1)
+            writer.add_tensor(f"{blk}.ffn_{part}_exps.weight", stack, raw_dtype=kind)
+        else:
+            matrix(f"{blk}.ffn_{part}", rows, cols, kind)
 
     def norm(name: str) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(shape.hidden, np.float32))
@@ -78,9 +98,12 @@ def random_llama(source: Path, target: Path, shape: Shape) -> None:
         matrix(f"{blk}.attn_v", kv_width, shape.hidden, rich)
         matrix(f"{blk}.attn_output", shape.hidden, shape.hidden)
         norm(f"{blk}.ffn_norm")
-        matrix(f"{blk}.ffn_gate", shape.ffn, shape.hidden)
-        matrix(f"{blk}.ffn_up", shape.ffn, shape.hidden)
-        matrix(f"{blk}.ffn_down", shape.hidden, shape.ffn, rich)
+        if shape.experts:
+            router = random.standard_normal((shape.experts, shape.hidden), np.float32)
+            writer.add_tensor(f"{blk}.ffn_gate_inp.weight", router)
+        feed_forward("gate", blk, shape.ffn, shape.hidden)
+        feed_forward("up", blk, shape.ffn, shape.hidden)
+        feed_forward("down", blk, shape.hidden, shape.ffn, rich)
     norm("output_norm")
     _write(writer)
 
@@ -135,14 +158,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("variant", choices=["q4_0", "llama-1b"])
+    parser.add_argument("variant", choices=["q4_0", *SHAPES])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
     if arguments.variant == "q4_0":
         requantise(arguments.source, arguments.target)
     else:
-        random_llama(arguments.source, arguments.target, Shape())
+        random_llama(arguments.source, arguments.target, SHAPES[arguments.variant])
     return 0
 
 

@@ -52,7 +52,20 @@ def test_random_llama_has_the_mix_and_finite_logits(source, tmp_path):
     assert 0.015 < weights.std() < 0.025 and abs(weights.mean()) < 0.002
     rich = load_tensor(gguf, "blk.0.ffn_down.weight").dequantize()
     assert 0.015 < rich.std() < 0.025 and abs(rich.mean()) < 0.002
-    program = build_program(GGUFSource(gguf))
+    assert_finite_logits(tmp_path / "random.gguf")
+
+
+def test_random_experts_are_stacks_of_such_matrices(variants, source, tmp_path):
+    shape = variants.Shape(layers=8, hidden=256, ffn=256, heads=4, kv_heads=2, context=128, experts=4, used=2)
+    variants.random_llama(source, tmp_path / "random.gguf", shape)
+    with open_gguf(tmp_path / "random.gguf") as gguf:
+        stack = load_tensor(gguf, "blk.0.ffn_down_exps.weight")
+        assert (stack.experts, stack.shape, stack.type_name) == (4, (256, 256), "Q6_K")
+    assert_finite_logits(tmp_path / "random.gguf")
+
+
+def assert_finite_logits(path: Path) -> None:
+    program = build_program(GGUFSource.open(path))
     executor = ReferenceExecutor(program, num_blocks=2, max_tokens=16)
     result = executor.step(make_batch([Part([1, 2, 3, 4], blocks_for(4), rows=[3])]))
     assert 0 <= result.tokens[0] < program.vocab_size
