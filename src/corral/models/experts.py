@@ -43,11 +43,14 @@ class Mixture:
 def read_feed_forward(fields: Fields, ffn: int, activation: Activation) -> FeedForward:
     """The mixture of the fields in layers with a router, and a gated feed-forward `ffn` wide in others."""
     mixture, gated = read_mixture(fields, ffn, activation), gated_feed_forward(ffn, activation)
+    if mixture is None:
+        return gated
+    routed = mixture.build
 
     def build(g: GraphBuilder, h: Value, blk: str) -> Value:
-        return mixture.build(g, h, blk) if g.has(f"{blk}.ffn_gate_inp.weight") else gated(g, h, blk)
+        return routed(g, h, blk) if g.has(f"{blk}.ffn_gate_inp.weight") else gated(g, h, blk)
 
-    return gated if mixture is None else build
+    return build
 
 
 def read_mixture(fields: Fields, ffn: int, activation: Activation) -> Mixture | None:
