@@ -135,3 +135,18 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(name: str) -> N
     source = MemorySource("qwen3", FIELDS | {name: 1}, random_weights(**LAYER, **QK_NORMS))
     with pytest.raises(UnsupportedModel, match=name):
         build_program(source)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "gemma2", "gemma3"])
+def test_the_activation_that_a_source_names_is_used(name: str) -> None:
+    norms = SANDWICH | QK_NORMS if name == "gemma3" else SANDWICH if name == "gemma2" else {}
+    weights = random_weights(**LAYER, **(QK_NORMS if name == "qwen3" else norms))
+
+    def logprobs(**fields: str) -> np.ndarray:
+        return program_logprobs(build_program(MemorySource(name, FIELDS | fields, weights)), TOKENS)
+
+    silu, gelu = (logprobs(**{"feed_forward.activation": each}) for each in ("silu", "gelu_pytorch_tanh"))
+    assert np.abs(silu - gelu).max() > 0.01
+    np.testing.assert_array_equal(logprobs(), gelu if name.startswith("gemma") else silu)
+    with pytest.raises(UnsupportedModel, match=r"feed_forward\.activation.*relu2.*silu"):
+        logprobs(**{"feed_forward.activation": "relu2"})

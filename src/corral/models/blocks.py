@@ -9,6 +9,7 @@ from corral.models.ops import Activation
 from corral.models.program import KVLayer
 from corral.models.rope import Rotation
 from corral.models.sizes import Sizes
+from corral.weights.fields import Fields
 
 # What nearly all authors call these tensors in their own files.
 PUBLISHED_TENSORS: Mapping[str, str] = {
@@ -73,6 +74,25 @@ class SelfAttention:
         if self.qk_norm:
             x = g.rms_norm(x, norm, self.sizes.eps, heads)
         return g.rope(x, heads, self.rotation)
+
+
+# What authors call an activation, in transformers' words.
+ACTIVATIONS: Mapping[str, Activation] = {
+    **dict.fromkeys(("silu", "swish"), Activation.SILU),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), Activation.GELU_TANH),
+}
+
+
+def read_activation(fields: Fields, default: Activation) -> Activation:
+    """The activation of feed-forwards: the family's own where the source does not name one."""
+    name = fields.text("feed_forward.activation", default="")
+    if not name:
+        return default
+    if name not in ACTIVATIONS:
+        fields.unsupported(
+            "feed_forward.activation", f"{name!r:.80} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
 
 
 def gated_feed_forward(ffn: int, activation: Activation) -> FeedForward:

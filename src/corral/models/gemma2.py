@@ -6,6 +6,7 @@ from corral.models.blocks import (
     SelfAttention,
     build_sandwich,
     gated_feed_forward,
+    read_activation,
 )
 from corral.models.builder import GraphBuilder
 from corral.models.graph import Graph
@@ -41,5 +42,5 @@ def build(source: ModelSource) -> Graph:
         SelfAttention(sizes, rotation, scale, window, softcap=softcap)
         for window in read_windows(fields, sizes.layers, every=2)
     ]
-    feed_forward = gated_feed_forward(sizes.ffn, Activation.GELU_TANH)
+    feed_forward = gated_feed_forward(sizes.ffn, read_activation(fields, Activation.GELU_TANH))
     return build_sandwich(g, sizes, attentions, feed_forward, final_softcap)

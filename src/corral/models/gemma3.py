@@ -7,6 +7,7 @@ from corral.models.blocks import (
     SelfAttention,
     build_sandwich,
     gated_feed_forward,
+    read_activation,
 )
 from corral.models.builder import GraphBuilder
 from corral.models.graph import Graph
@@ -46,5 +47,5 @@ def build(source: ModelSource) -> Graph:
         )
         for window in read_windows(fields, sizes.layers, every=6)
     ]
-    feed_forward = gated_feed_forward(sizes.ffn, Activation.GELU_TANH)
+    feed_forward = gated_feed_forward(sizes.ffn, read_activation(fields, Activation.GELU_TANH))
     return build_sandwich(g, sizes, attentions, feed_forward, final_softcap)

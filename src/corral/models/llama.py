@@ -1,6 +1,6 @@
 """The llama family: Llama 1 to 3.3, Mistral, Mixtral, SmolLM and everything else that GGUF calls `llama`."""
 
-from corral.models.blocks import PUBLISHED_TENSORS, SelfAttention, build_pre_norm
+from corral.models.blocks import PUBLISHED_TENSORS, SelfAttention, build_pre_norm, read_activation
 from corral.models.builder import GraphBuilder
 from corral.models.experts import read_feed_forward
 from corral.models.graph import Graph
@@ -25,4 +25,5 @@ def build(source: ModelSource) -> Graph:
         SelfAttention(sizes, rotation, sizes.head_size**-0.5, window)
         for window in read_windows(fields, sizes.layers)
     ]
-    return build_pre_norm(g, sizes, attentions, read_feed_forward(fields, sizes.ffn, Activation.SILU))
+    activation = read_activation(fields, Activation.SILU)
+    return build_pre_norm(g, sizes, attentions, read_feed_forward(fields, sizes.ffn, activation))

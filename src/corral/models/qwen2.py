@@ -1,6 +1,12 @@
 """Qwen 2 and 2.5, QwQ and what is distilled into them: biases on queries, keys and values."""
 
-from corral.models.blocks import PUBLISHED_TENSORS, SelfAttention, build_pre_norm, gated_feed_forward
+from corral.models.blocks import (
+    PUBLISHED_TENSORS,
+    SelfAttention,
+    build_pre_norm,
+    gated_feed_forward,
+    read_activation,
+)
 from corral.models.builder import GraphBuilder
 from corral.models.graph import Graph
 from corral.models.ops import Activation, RopeStyle
@@ -20,4 +26,5 @@ def build(source: ModelSource) -> Graph:
         SelfAttention(sizes, rotation, sizes.head_size**-0.5, window)
         for window in read_windows(fields, sizes.layers)
     ]
-    return build_pre_norm(g, sizes, attentions, gated_feed_forward(sizes.ffn, Activation.SILU))
+    activation = read_activation(fields, Activation.SILU)
+    return build_pre_norm(g, sizes, attentions, gated_feed_forward(sizes.ffn, activation))

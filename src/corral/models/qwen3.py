@@ -1,6 +1,12 @@
 """Qwen 3: each head's query and key is normalised before it rotates."""
 
-from corral.models.blocks import PUBLISHED_QK_NORMS, PUBLISHED_TENSORS, SelfAttention, build_pre_norm
+from corral.models.blocks import (
+    PUBLISHED_QK_NORMS,
+    PUBLISHED_TENSORS,
+    SelfAttention,
+    build_pre_norm,
+    read_activation,
+)
 from corral.models.builder import GraphBuilder
 from corral.models.experts import read_feed_forward
 from corral.models.graph import Graph
@@ -21,4 +27,5 @@ def build(source: ModelSource) -> Graph:
         SelfAttention(sizes, rotation, sizes.head_size**-0.5, window, qk_norm=True)
         for window in read_windows(fields, sizes.layers)
     ]
-    return build_pre_norm(g, sizes, attentions, read_feed_forward(fields, sizes.ffn, Activation.SILU))
+    activation = read_activation(fields, Activation.SILU)
+    return build_pre_norm(g, sizes, attentions, read_feed_forward(fields, sizes.ffn, activation))

@@ -13,7 +13,7 @@ from corral.errors import CorruptModel, UnsupportedModel
 MAX_ARRAY = 1024  # elements: one for each layer
 
 # A field of these groups changes what a model computes: one that nothing reads is refused, not passed over.
-MEANINGFUL = ("rope.", "attention.", "expert")
+MEANINGFUL = ("rope.", "attention.", "expert", "feed_forward.")
 
 
 class Fields:

@@ -23,6 +23,8 @@ _NAMES = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "hidden_act": "feed_forward.activation",
+    "hidden_activation": "feed_forward.activation",
     "num_local_experts": "expert_count",
     "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
