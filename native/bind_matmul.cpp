@@ -83,20 +83,31 @@ void pack(Matrix& matrix, int first_row, const Rows<uint8_t>& codes, const Rows<
   matrix.pack(first_row, static_cast<int>(rows), from);
 }
 
+using RawRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;  // cut from longer rows
+
+void require_shape(const RawRows& raw, const Matrix& matrix, size_t row_bytes) {
+  const bool fits = raw.shape(0) == static_cast<size_t>(matrix.rows()) && raw.shape(1) == row_bytes;
+  if (!fits || raw.stride(1) != 1) throw std::invalid_argument("a tensor's bytes do not go with the matrix");
+}
+
 void pack_floats(Matrix& matrix, int first_row, const Rows<float>& values) {
   const float* from = data_of<float>(values, values.shape(0), matrix.cols());
   nb::gil_scoped_release unlocked;
   matrix.pack_floats(first_row, static_cast<int>(values.shape(0)), from);
 }
 
-void pack_file(Matrix& matrix, const nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>& raw,
-               const std::string& type_name) {
+void pack_raw_floats(Matrix& matrix, const RawRows& raw) {
+  require_shape(raw, matrix, static_cast<size_t>(matrix.cols()) * static_cast<size_t>(code_bits(matrix.codes())) / 8);
+  nb::gil_scoped_release unlocked;
+  const auto* from = reinterpret_cast<const std::byte*>(raw.data());
+  matrix.pack_raw_floats(0, matrix.rows(), from, static_cast<size_t>(raw.stride(0)));
+}
+
+void pack_file(Matrix& matrix, const RawRows& raw, const std::string& type_name) {
   const BlockType* type = block_type_by_name(type_name);
   if (!type) throw std::invalid_argument("no blocks are of type '" + type_name + "'");
-  const auto rows = static_cast<size_t>(matrix.rows()), row_bytes = static_cast<size_t>(matrix.cols() / type->cols) * type->bytes;
-  if (raw.shape(0) != rows || raw.shape(1) != row_bytes || raw.stride(1) != 1 || matrix.cols() % type->cols != 0) {
-    throw std::invalid_argument("a tensor's bytes do not go with the matrix");
-  }
+  if (matrix.cols() % type->cols != 0) throw std::invalid_argument("a row is not whole blocks");
+  require_shape(raw, matrix, static_cast<size_t>(matrix.cols() / type->cols) * type->bytes);
   nb::gil_scoped_release unlocked;
   pack_file_blocks(matrix, *type, raw.data(), static_cast<size_t>(raw.stride(0)));
 }
@@ -201,6 +212,8 @@ void bind_matrix(nb::module_& m) {
       .def("pack_file", pack_file, nb::arg("raw").noconvert(), nb::arg("type_name"),
            "Pack all rows from a file's blocks of one of `file_types`.")
       .def("pack_floats", pack_floats, nb::arg("first_row"), nb::arg("values").noconvert())
+      .def("pack_raw_floats", pack_raw_floats, nb::arg("raw").noconvert(),
+           "Pack all rows from a file's floats, of the matrix's own kind.")
       .def("dequantize_row", dequantize_row, nb::arg("row"))
       .def_prop_ro("rows", &Matrix::rows)
       .def_prop_ro("cols", &Matrix::cols)

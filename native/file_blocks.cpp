@@ -87,11 +87,45 @@ void decode_q6_k(const uint8_t* block, const BlockParts& to) {
   *to.scale = half_at(block + 208);
 }
 
+// Sixteen 6-bit scales, less 32, in 12 bytes: the low nibbles of 8 bytes, their high nibbles, and for each of these 16
+// two bits of the last 4 bytes.
+void decode_signed_scales(const uint8_t* from, uint8_t* to) {
+  for (int i = 0; i < 16; ++i) {
+    const int low = from[i % 8] >> i / 8 * 4 & 15, high = from[8 + i % 4] >> i / 4 * 2 & 3;
+    to[i] = static_cast<uint8_t>((low | high << 4) - 32);
+  }
+}
+
+void decode_q3_k(const uint8_t* block, const BlockParts& to) {
+  const uint8_t *third = block, *pairs = block + 32;
+  for (int part = 0; part < 8; ++part) {
+    uint8_t* codes = to.codes + 32 * part;
+    for (int i = 0; i < 32; ++i) {
+      const int low = pairs[part / 4 * 32 + i] >> part % 4 * 2 & 3;
+      codes[i] = static_cast<uint8_t>(low | (third[i] >> part & 1) << 2);
+    }
+  }
+  decode_signed_scales(block + 96, to.sub_scale);
+  *to.scale = half_at(block + 108);
+}
+
+void decode_iq4_xs(const uint8_t* block, const BlockParts& to) {
+  *to.scale = half_at(block);
+  const uint16_t high = half_at(block + 2);
+  for (int i = 0; i < 8; ++i) {
+    const int low = block[4 + i / 2] >> i % 2 * 4 & 15;
+    to.sub_scale[i] = static_cast<uint8_t>((low | (high >> 2 * i & 3) << 4) - 32);
+    split_nibbles(block + 8 + 16 * i, 16, to.codes + 32 * i);
+  }
+}
+
 constexpr BlockType kTypes[] = {
     {"Q4_0", 32, 32, 18, decode_flat<false, false>}, {"Q4_1", 32, 32, 20, decode_flat<true, false>},
     {"Q5_0", 32, 32, 22, decode_flat<false, true>},  {"Q5_1", 32, 32, 24, decode_flat<true, true>},
     {"Q8_0", 32, 32, 34, decode_q8_0},               {"Q4_K", 32, 256, 144, decode_k<false>},
     {"Q5_K", 32, 256, 176, decode_k<true>},          {"Q6_K", 16, 256, 210, decode_q6_k},
+    {"Q3_K", 16, 256, 110, decode_q3_k},             {"IQ4_NL", 32, 32, 18, decode_flat<false, false>},
+    {"IQ4_XS", 32, 256, 136, decode_iq4_xs},
 };
 
 // The codes and scales of a panel's rows: small enough to stay in the first caches.

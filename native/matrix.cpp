@@ -7,6 +7,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "half.h"
 #include "weight_memory.h"
@@ -105,6 +106,24 @@ auto pack_row_block_of(Codes codes, Order order) {
   return with_codes(codes, [&]<Codes C>(std::integral_constant<Codes, C>) {
     return order == Order::Quads ? pack_row_block<C, Order::Quads> : pack_row_block<C, Order::Pairs>;
   });
+}
+
+// Up to 8 rows of floats, `stride` bytes apart, become columns of 8; rows that are not there become zero.
+template <class Bits>
+void transpose(const std::byte* from, size_t stride, int rows, int cols, std::byte* to) {
+  constexpr int kTile = 8;
+  for (int col = 0; col < cols; col += kTile) {
+    const int count = std::min(kTile, cols - col);
+    Bits tile[kPanelRows][kTile] = {}, column[kPanelRows];
+    for (int row = 0; row < rows; ++row) {
+      const std::byte* at = from + stride * static_cast<size_t>(row) + sizeof(Bits) * static_cast<size_t>(col);
+      std::memcpy(tile[row], at, sizeof(Bits) * static_cast<size_t>(count));
+    }
+    for (int i = 0; i < count; ++i, to += sizeof column) {
+      for (int row = 0; row < kPanelRows; ++row) column[row] = tile[row][i];
+      std::memcpy(to, column, sizeof column);
+    }
+  }
 }
 
 // [rows][columns of the matrix's scales] -> [column][8 rows]; rows that are not there become zero.
@@ -223,18 +242,22 @@ void Matrix::pack_super_scales(std::byte* to, int rows, const CodedRows& from) {
 }
 
 void Matrix::pack_floats(int first_row, int n_rows, const float* from) {
+  const size_t row_bytes = static_cast<size_t>(cols_) * float_bytes(codes());
+  if (codes() == Codes::F32) return pack_raw_floats(first_row, n_rows, reinterpret_cast<const std::byte*>(from), row_bytes);
+  std::vector<uint16_t> rounded(static_cast<size_t>(cols_) * static_cast<size_t>(n_rows));
+  const auto round = codes() == Codes::F16 ? float_to_half : float_to_bf16;
+  std::transform(from, from + rounded.size(), rounded.begin(), round);
+  pack_raw_floats(first_row, n_rows, reinterpret_cast<const std::byte*>(rounded.data()), row_bytes);
+}
+
+void Matrix::pack_raw_floats(int first_row, int n_rows, const std::byte* from, size_t stride) {
   require(!quantised(), "floats for a quantised matrix");
   check_range(first_row, n_rows);
-  const size_t size = float_bytes(codes());
-  for (int row = 0; row < n_rows; ++row, from += cols_) {
+  for (int row = 0; row < n_rows; row += kPanelRows, from += kPanelRows * stride) {
     std::byte* panel = data_.get() + panel_bytes_ * static_cast<size_t>((first_row + row) / kPanelRows);
-    const int lane = row % kPanelRows;
-    if (lane == 0 && n_rows - row < kPanelRows) std::memset(panel, 0, panel_bytes_);
-    std::byte* to = panel + size * static_cast<size_t>(lane);
-    for (int col = 0; col < cols_; ++col, to += size * kPanelRows) {
-      const uint16_t half = codes() == Codes::F16 ? float_to_half(from[col]) : float_to_bf16(from[col]);
-      codes() == Codes::F32 ? std::memcpy(to, from + col, 4) : std::memcpy(to, &half, 2);
-    }
+    const int rows = std::min(kPanelRows, n_rows - row);
+    codes() == Codes::F32 ? transpose<uint32_t>(from, stride, rows, cols_, panel)
+                          : transpose<uint16_t>(from, stride, rows, cols_, panel);
   }
 }
 

@@ -147,6 +147,8 @@ class Matrix {
   // Padding rows become zero. Different ranges may be packed by different threads at the same time.
   void pack(int first_row, int n_rows, const CodedRows& from);
   void pack_floats(int first_row, int n_rows, const float* from);  // F16 and BF16 round to nearest even
+  // The same from the matrix's own kind of floats, `stride` bytes from row to row.
+  void pack_raw_floats(int first_row, int n_rows, const std::byte* from, size_t stride);
 
   // out = row `row` as float32 [cols], by the very operations of Groups.dequantize.
   void dequantize_row(int row, float* out) const;

@@ -43,6 +43,9 @@ class Matrix:
         """Pack all rows from a file's blocks of one of `file_types`."""
 
     def pack_floats(self, first_row: int, values: NDArray[np.float32]) -> None: ...
+    def pack_raw_floats(self, raw: NDArray[np.uint8]) -> None:
+        """Pack all rows from a file's floats, of the matrix's own kind."""
+
     def dequantize_row(self, row: int) -> NDArray[np.float32]: ...
     @property
     def rows(self) -> int: ...

@@ -134,7 +134,7 @@ def test_numbers_of_a_later_row_that_no_layout_has_are_found():
 
 @pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"])
-def test_types_without_a_packer_of_their_own_take_little_more_than_the_file(type_name: str, isa: str):
+def test_types_of_few_bits_take_little_more_than_the_file(type_name: str, isa: str):
     raw = random_raw(type_name, M, 2048)
     tensor = QTensor("w", (M, 2048), type_name, (raw,))
     matrix = pack(tensor, isa)
@@ -207,10 +207,11 @@ def q4_1(rows: int, cols: int) -> native.Matrix:
         (q4_1(8, 64), "Q4_1", "bytes"),
         (q4_1(16, 128), "Q4_1", "bytes"),
         (q4_1(8, 128), "Q8_0", "bytes"),
-        (q4_1(8, 128), "Q4_K", "bytes"),
+        (q4_1(8, 256), "Q4_K", "bytes"),
         (q4_1(8, 128), "Q1_X", "type"),
         (q4_1(8, 128), "F32", "type"),
         (native.Matrix(8, 128, "scalar", codes="u4", scales="half", group=16), "Q4_1", "groups"),
+        (q4_1(8, 160), "Q4_K", "whole blocks"),
         (native.Matrix(8, 128, "scalar", codes="f32"), "Q4_1", "groups"),
         (
             native.Matrix(8, 128, "scalar", codes="u4", scales="half_offset", group=32, experts=2),
@@ -222,3 +223,10 @@ def q4_1(rows: int, cols: int) -> native.Matrix:
 def test_bytes_that_do_not_go_with_the_matrix_are_refused(matrix: native.Matrix, type_name: str, wrong: str):
     with pytest.raises(ValueError, match=wrong):
         matrix.pack_file(random_raw("Q4_1", 8, 128), type_name)
+
+
+@pytest.mark.parametrize("matrix", [q4_1(8, 128), native.Matrix(8, 64, "scalar", codes="f16")])
+def test_floats_that_do_not_go_with_the_matrix_are_refused(matrix: native.Matrix):
+    for raw in (np.zeros((8, 64), np.uint8), np.zeros((9, 128), np.uint8), np.zeros((128, 8), np.uint8).T):
+        with pytest.raises(ValueError, match=r"a tensor's bytes|floats for a quantised"):
+            matrix.pack_raw_floats(raw)

@@ -32,13 +32,11 @@ def pack(tensor: QTensor, isa: str) -> _native.Matrix:
     """The tensor's matrix, or the stack of its experts' matrices, for an instruction set's kernels."""
     form = tensor.form
     if not isinstance(form, Groups):
-        return _pack_floats(tensor, tensor.type_name.lower(), isa)
+        return _pack_file_floats(tensor, isa)
     try:
         return _pack_codes(tensor, fit(form), isa)
     except Inexact:
-        largest = max(float(np.abs(weights).max()) for _, _, weights in _dequantized(tensor))
-        least, most = HALF_RANGE
-        return _pack_floats(tensor, "f16" if least <= largest <= most else "f32", isa)
+        return _pack_dequantized(tensor, isa)
 
 
 def _pack_codes(tensor: QTensor, form: Groups, isa: str) -> _native.Matrix:
@@ -53,8 +51,8 @@ def _pack_codes(tensor: QTensor, form: Groups, isa: str) -> _native.Matrix:
         table=form.table,
         experts=tensor.experts,
     )
-    for number in range(tensor.experts):
-        one, expert, part = matrix.expert(number), tensor.expert(number), tensor.parts[number]
+    for number, part in enumerate(tensor.parts):
+        one, expert = matrix.expert(number), tensor.expert(number)
         if tensor.type_name in FILE_TYPES and not isinstance(part, Groups):
             one.pack_file(part, tensor.type_name)
             continue
@@ -71,16 +69,30 @@ def _pack_rows(matrix: _native.Matrix, start: int, rows: Groups) -> None:
         sub_scale, sub_offset = sub_scale | sub_offset << 4, None
     matrix.pack(
         start,
-        np.ascontiguousarray(rows.codes).view(np.uint8),
-        rows.scale.view(np.uint16),
-        None if rows.offset is None else rows.offset.view(np.uint16),
-        None if sub_scale is None else sub_scale.view(np.uint8),
-        sub_offset,
-        None if isinstance(rows.zero, int) else rows.zero.view(np.uint8),
+        _bits(rows.codes, np.uint8),
+        _bits(rows.scale, np.uint16),
+        None if rows.offset is None else _bits(rows.offset, np.uint16),
+        None if sub_scale is None else _bits(sub_scale, np.uint8),
+        None if sub_offset is None else _bits(sub_offset, np.uint8),
+        None if isinstance(rows.zero, int) else _bits(rows.zero, np.uint8),
     )
 
 
-def _pack_floats(tensor: QTensor, codes: str, isa: str) -> _native.Matrix:
+def _bits(array: NDArray[Any], kind: type[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array).view(kind)
+
+
+def _pack_file_floats(tensor: QTensor, isa: str) -> _native.Matrix:
+    matrix = _native.Matrix(*tensor.shape, isa, codes=tensor.type_name.lower(), experts=tensor.experts)
+    for number, part in enumerate(tensor.parts):
+        assert not isinstance(part, Groups)
+        matrix.expert(number).pack_raw_floats(part)
+    return matrix
+
+
+def _pack_dequantized(tensor: QTensor, isa: str) -> _native.Matrix:
+    largest = max(float(np.abs(weights).max()) for _, _, weights in _dequantized(tensor))
+    codes = "f16" if HALF_RANGE[0] <= largest <= HALF_RANGE[1] else "f32"
     matrix = _native.Matrix(*tensor.shape, isa, codes=codes, experts=tensor.experts)
     for number, start, weights in _dequantized(tensor):
         matrix.expert(number).pack_floats(start, weights)
@@ -128,7 +140,7 @@ def _with_codes(groups: Groups) -> Groups:
             raise Inexact
         if len(table) > 16:
             return replace(groups, codes=table[codes], bits=8, table=None)
-        return replace(groups, bits=4, table=np.pad(table, (0, 16 - len(table))))
+        return replace(groups, bits=4, table=np.resize(table, 16))
     if bits < 7 or codes.dtype == np.int8:
         return replace(groups, bits=max(bits, 2))
     half = 1 << (bits - 1)
@@ -150,7 +162,8 @@ def _with_small_groups(groups: Groups) -> Groups:
         if isinstance(numbers, np.ndarray):
             if count % numbers.shape[1]:
                 raise Inexact
-            changed[name] = np.repeat(numbers, count // numbers.shape[1], axis=1)
+            if count > numbers.shape[1]:
+                changed[name] = np.repeat(numbers, count // numbers.shape[1], axis=1)
     return replace(groups, group=group, **changed)
 
 
