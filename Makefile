@@ -27,12 +27,13 @@ $(VENV)/.dev: $(VENV)/.setup
 	@$(PYTHON) scripts/setup.py $(VENV) --dev
 	@touch $@
 
-# For work on the kernels, after `make dev`: builds only what changed, where the environment finds it.
+# For work on the kernels, after `make dev`: builds only what changed, where the environment finds it. `install` makes a
+# new file, as a server that runs has the old one in its memory.
 native:
 	@$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 		-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) >/dev/null
 	@$(BIN)/cmake --build build/native -j2
-	@cp build/native/_native*.so "$$($(BIN)/python -c 'import corral._native as native; print(native.__file__)')"
+	@install build/native/_native*.so "$$($(BIN)/python -c 'import corral._native as native; print(native.__file__)')"
 
 check: dev
 	@$(BIN)/ruff format --check src tests scripts

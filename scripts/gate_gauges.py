@@ -142,7 +142,7 @@ class Engine:
         assert self._process.stdout
         line = self._process.stdout.readline().strip()
         if not line:
-            raise ServiceError(f"the engine of {self._build.name} has ended; its last words are above")
+            raise ServiceError(f"the engine of {self._build.name} ended with status {self._process.wait()}")
         return line
 
 

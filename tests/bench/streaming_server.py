@@ -58,6 +58,7 @@ class StreamingServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: StreamingServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 

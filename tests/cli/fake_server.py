@@ -73,6 +73,7 @@ class FakeServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: FakeServer
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
