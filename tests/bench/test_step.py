@@ -1,6 +1,7 @@
 import pytest
 
-from corral.bench.step import MEASURED, StepCosts, step_costs, step_table
+from corral.bench import step
+from corral.bench.step import MEASURED, StepCosts, engine_costs, engine_table, step_costs, step_table
 from corral.config import Settings
 from corral.engine.engine import Engine
 from corral.engine.protocol import Output
@@ -39,3 +40,25 @@ def test_the_table_has_parts_as_rows() -> None:
     assert rows["a step"] == "10" and rows["native: head"] == "5" and rows["pack"] == "0.500"
     assert rows["outside the native core"] == "1" and rows["share outside"] == "10.0 %"
     assert cost.outside == pytest.approx(1.0)
+
+
+def test_the_engine_alone_decodes_one_token_a_sequence_in_every_round(monkeypatch) -> None:
+    steps: list[list[Output]] = []
+
+    class Counting(Engine):
+        def step(self) -> list[Output]:
+            steps.append(super().step())
+            return steps[-1]
+
+    monkeypatch.setattr(step, "Engine", Counting)
+    monkeypatch.setattr(step, "ROUNDS", 3)
+    (cost,) = engine_costs((5,), 40)
+    assert set(cost.parts) == {"schedule", "pack", "executor", "finish", "send", "receive"}
+    assert 0 < sum(cost.parts.values()) - cost.parts["receive"] <= cost.total * 1.001
+    assert len(steps) > 3 * 16
+    assert all([len(output.tokens) for output in given] == [1] * 5 for given in steps)
+
+
+def test_the_engines_table_is_in_microseconds_a_sequence() -> None:
+    table = engine_table([StepCosts(64, 0.32, {"pack": 0.064, "receive": 0.0064}, {})])
+    assert table.rows == (("a step", "5.00"), ("pack", "1.00"), ("receive", "0.10"))

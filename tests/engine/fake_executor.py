@@ -102,28 +102,6 @@ class FakeExecutor:
         pass
 
 
-class NullExecutor:
-    """Answers token 7 at once: what is left is the engine's own time."""
-
-    kv_windows = (None,)
-
-    def __init__(self, num_blocks=4096, max_tokens=256):
-        self.num_blocks, self.max_tokens = num_blocks, max_tokens
-
-    def step(self, batch):
-        rows = len(batch.rows)
-        top = np.full((rows, 20), -1, np.int32)
-        return StepResult(
-            np.full(rows, 7, np.int32), np.zeros(rows, np.float32), top, np.zeros_like(top, np.float32)
-        )
-
-    def buffer(self, index):
-        raise NotImplementedError
-
-    def close(self):
-        pass
-
-
 def run(engine, requests):
     """Outputs by request id, after adding all and stepping to the end."""
     for id, request in requests.items():  # prompt, parameters, and what is to be scored, if anything

@@ -1,30 +1,38 @@
 """Where an engine's step goes: scheduling, packing, the native core by kind of work, bookkeeping, sending.
 
 It runs an engine in this process as the engine process does, with the socket's other end in another process.
+With an executor that does nothing what remains is the Python of a step, which every executor pays.
 """
 
+import contextlib
 import random
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from corral.bench.tables import Table, digits
 from corral.config import Settings
-from corral.engine.engine import Engine
+from corral.engine.engine import Engine, EngineOptions
 from corral.engine.load import load
 from corral.engine.protocol import EngineSpec, Step
-from corral.engine.wire import encode_frame
+from corral.engine.wire import HEADER, decode_from_engine, encode_frame
+from corral.executors.batch import Batch, StepResult
 from corral.models.table import build_program
 from corral.pool.machine import usable_cores
-from corral.types import BLOCK_SIZE, SamplingParams
+from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS, SamplingParams
 from corral.weights.open import open_source
 
 WARM, MEASURED = 8, 64  # steps
 _SPARE = 2048  # tokens of KV for replies that go on while others are still read
+ROUNDS = 100  # of the engine alone, each of BLOCK_SIZE steps: every sequence takes one new block in each
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +65,82 @@ def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int
         drafts=False,  # a step is one token a sequence
     )
     engine, _ = load(spec)
+    with _peer() as connection:
+        return [_costs(engine, connection, count, prompt) for count in users]
+
+
+def engine_costs(users: Sequence[int], prompt: int) -> list[StepCosts]:
+    """The same with an executor that does nothing: the best of ROUNDS, so that a busy machine tells the same.
+
+    "receive", what the server spends on taking the frames apart, is not in the total: another process does it.
+    """
+    with _peer() as connection:
+        return [_engine_costs(connection, count, prompt) for count in users]
+
+
+class NullExecutor:
+    """Takes no time and gives tokens that look random: no guess at them comes true."""
+
+    kv_windows = (None,)
+
+    def __init__(self, num_blocks: int, max_tokens: int, vocab_size: int):
+        self.num_blocks, self.max_tokens, self.vocab_size = num_blocks, max_tokens, vocab_size
+        self._steps = 0
+
+    def step(self, batch: Batch) -> StepResult:
+        """Tokens without a model."""
+        rows = len(batch.rows)
+        self._steps += 1
+        tokens = (self._steps * 69069 + np.arange(rows, dtype=np.int32) * 7919) % self.vocab_size
+        zeros = np.zeros((rows, MAX_TOP_LOGPROBS), np.float32)
+        return StepResult(tokens.astype(np.int32), zeros[:, 0], zeros.view(np.int32), zeros)
+
+    def buffer(self, index: int) -> NDArray[Any]:
+        """Nothing is computed."""
+        raise IndexError(index)
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+
+@contextlib.contextmanager
+def _peer() -> Iterator[socket.socket]:
+    """A socket whose other end another process reads."""
     ours, theirs = socket.socketpair()
     with ours, theirs, subprocess.Popen(["cat"], stdin=theirs.fileno(), stdout=subprocess.DEVNULL) as reader:
         try:
-            return [_costs(engine, ours, count, prompt) for count in users]
+            yield ours
         finally:
             reader.kill()
 
 
-def _costs(engine: Engine, connection: socket.socket, users: int, prompt: int) -> StepCosts:
+def _engine_costs(connection: socket.socket, users: int, prompt: int) -> StepCosts:
+    length = prompt + WARM + (2 * ROUNDS + 2) * BLOCK_SIZE
+    vocab_size, batch_tokens = 100_003, users * prompt  # all prompts are read in one step
+    blocks = users * (length // BLOCK_SIZE + 1)
+    options = EngineOptions(length, vocab_size, batch_tokens, max_sequences=users)
+    engine = Engine(NullExecutor(blocks, batch_tokens, vocab_size), options)
+    _begin(engine, connection, users, prompt)
+    total, parts = min((_run(engine, connection, BLOCK_SIZE) for _ in range(ROUNDS)), key=itemgetter(0))
+    parts["receive"] = min(_receive(engine) for _ in range(ROUNDS)) * 1e3
+    return StepCosts(users, total, parts, {})
+
+
+def _receive(engine: Engine) -> float:
+    """Seconds that the server's side takes for a step's frame."""
+    frame = encode_frame(Step(engine.step(), engine.load))
+    begun = time.perf_counter()
+    message: Any = decode_from_engine(frame[HEADER:])
+    takers = dict.fromkeys(range(len(message.outputs)), id)
+    for output in message.outputs:
+        take = takers.get(output.id)
+        if take:
+            take(output)
+    return time.perf_counter() - begun
+
+
+def _begin(engine: Engine, connection: socket.socket, users: int, prompt: int) -> None:
+    """Let so many sequences decode, whose prompts are read."""
     choose = random.Random(users)
     params = SamplingParams(temperature=0, max_tokens=engine.options.context_length - prompt)
     for id in range(users):
@@ -75,6 +150,10 @@ def _costs(engine: Engine, connection: socket.socket, users: int, prompt: int) -
     while len(answered) < users:
         answered |= {output.id for output in engine.step()}
     _run(engine, connection, WARM)
+
+
+def _costs(engine: Engine, connection: socket.socket, users: int, prompt: int) -> StepCosts:
+    _begin(engine, connection, users, prompt)
     executor: Any = engine.executor
     executor.profile(True)
     total, parts = _run(engine, connection, MEASURED)
@@ -98,6 +177,22 @@ def _run(engine: Engine, connection: socket.socket, steps: int) -> tuple[float, 
     total = time.perf_counter() - begun
     parts = {name: (spent - before[name]) / steps * 1e3 for name, spent in engine.phases.items()}
     return total / steps * 1e3, parts
+
+
+def engine_table(costs: Sequence[StepCosts]) -> Table:
+    """Parts as rows, numbers of sequences as columns, in microseconds a sequence."""
+    rows = [
+        ("a step", *(f"{cost.total * 1e3 / cost.users:.2f}" for cost in costs)),
+        *(
+            (name, *(f"{cost.parts[name] * 1e3 / cost.users:.2f}" for cost in costs))
+            for name in costs[0].parts
+        ),
+    ]
+    headings = (
+        "µs a sequence a step",
+        *(f"{cost.users} sequence{'s' * (cost.users != 1)}" for cost in costs),
+    )
+    return Table("an executor that does nothing: the Python of a step", headings, tuple(rows))
 
 
 def step_table(model: str, costs: Sequence[StepCosts]) -> Table:

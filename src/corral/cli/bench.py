@@ -31,6 +31,8 @@ from corral.config import DEFAULT_MODEL, Settings
 from corral.store import words
 from corral.store.local import Store
 
+ENGINE_USERS = (64, 256)  # sequences that `bench step` runs without a model
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare what to measure, how, and where the results go."""
@@ -39,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="URL | compare | step | report FILE...",
         help="measure a running server (default: OLLAMA_HOST); start several servers and compare them; "
-        "tell where a step of the engine goes; or show results of --json again, several files together",
+        "tell where a step of the engine goes, with --model that model's, else Python's alone; or show results of --json again, several files together",
     )
     parser.add_argument(
         "--model", "--models", type=_words, default=(), metavar="NAME", help="the model to ask for"
@@ -179,10 +181,12 @@ def _compare(
 
 
 def _step(arguments: argparse.Namespace, settings: Settings) -> int:
-    from corral.bench.step import step_costs, step_table
+    from corral.bench.step import engine_costs, engine_table, step_costs, step_table
 
     tables = []
-    for model in arguments.model or (DEFAULT_MODEL,):
+    if not arguments.model:
+        tables.append(engine_table(engine_costs(arguments.users or ENGINE_USERS, arguments.size[0])))
+    for model in arguments.model:
         path = Store(settings.models).find(model).path
         users = arguments.users or USERS
         tables.append(step_table(model, step_costs(path, settings, users, arguments.size[0])))
