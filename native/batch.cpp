@@ -52,6 +52,14 @@ void check_lists(const RowLists<T>& lists, size_t rows, int vocab) {
   require_all(lists.ids, [=](int32_t id) { return id >= 0 && id < vocab; }, "ids of penalties or bias must be tokens");
 }
 
+void check_masks(const Masks& masks, size_t rows, int vocab) {
+  if (masks.rows.empty() && masks.words == 0) return;
+  require(masks.rows.size() == rows, "mask rows must have one entry a row");
+  require(masks.words == (static_cast<size_t>(vocab) + 31) / 32, "masks must have a bit a token");
+  const auto count = static_cast<int64_t>(masks.bits.size() / masks.words);
+  require_all(masks.rows, [=](int32_t mask) { return mask >= -1 && mask < count; }, "mask rows must be rows of bits");
+}
+
 void check_sampling(const SamplingRows& sampling, size_t rows, int vocab) {
   require(sampling.columns.size() == rows, "sampling columns must have one entry a row");
   for (const SamplingColumns& row : sampling.columns) {
@@ -63,6 +71,7 @@ void check_sampling(const SamplingRows& sampling, size_t rows, int vocab) {
     require(row.temperature >= 0, "temperature must not be negative");
     require(row.repetition > 0, "repetition must be positive");
   }
+  check_masks(sampling.masks, rows, vocab);
   check_lists(sampling.penalties, rows, vocab);
   check_lists(sampling.bias, rows, vocab);
   require_all(sampling.bias.values, [](float value) { return value < INFINITY; }, "bias values must be numbers");
@@ -78,7 +87,10 @@ void check_batch(const Batch& batch, const Limits& limits, Ints windows) {
   check_starts(batch.starts, batch.starts.size(), batch.tokens.size(), "starts");
   require_all(batch.tokens, [&](int32_t token) { return token >= 0 && token < limits.vocab; },
               "tokens must be below the vocabulary's size");
-  require(static_cast<size_t>(batch.groups) >= windows.size(), "blocks must have tables for every group");
+  require(batch.slots.size() + 1 == batch.starts.size(), "slots must have one entry a sequence");
+  require_all(batch.slots, [&](int32_t slot) { return slot >= 0 && slot < batch.all_slots; },
+              "slots must be rows of the tables");
+  require(static_cast<size_t>(batch.groups) >= windows.size(), "tables must be there for every group");
   for (int sequence = 0; sequence < batch.sequences(); ++sequence) {
     check_sequence(batch, sequence, limits.num_blocks, windows);
   }

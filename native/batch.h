@@ -27,21 +27,34 @@ struct RowLists {
   }
 };
 
+// Which tokens rows may be given, a bit each; no rows: every row may be given all.
+struct Masks {
+  Ints rows;                       // [R], -1 = all
+  std::span<const uint32_t> bits;  // [masks, words]
+  size_t words;                    // ceil(vocab / 32)
+
+  const uint32_t* of(size_t r) const {
+    return rows.empty() || rows[r] < 0 ? nullptr : bits.data() + static_cast<size_t>(rows[r]) * words;
+  }
+};
+
 struct SamplingRows {
   std::span<const SamplingColumns> columns;  // [R]
+  Masks masks;
   RowLists<int32_t> penalties;
   RowLists<float> bias;
 
   SamplingRow row(size_t r) const {
-    return {columns[r], penalties.ids_of(r), penalties.values_of(r), bias.ids_of(r), bias.values_of(r)};
+    return {columns[r], masks.of(r), penalties.ids_of(r), penalties.values_of(r), bias.ids_of(r), bias.values_of(r)};
   }
 };
 
 struct Batch {
   Ints tokens, positions;  // [N]
   Ints starts;             // [B + 1]
-  Ints blocks;             // [groups, B, table]
-  int groups;
+  Ints slots;              // [B]
+  Ints tables;             // [groups, all_slots, table]
+  int groups, all_slots;
   int table;  // blocks of the longest table
   Ints rows;               // [R]
   SamplingRows sampling;
@@ -51,8 +64,8 @@ struct Batch {
   int sequences() const { return static_cast<int>(starts.size()) - 1; }
   // Where a sequence's positions lie for a group of KV layers; what it no longer sees may be anything.
   Ints blocks_of(int group, int sequence) const {
-    const size_t row = static_cast<size_t>(group) * static_cast<size_t>(sequences()) + static_cast<size_t>(sequence);
-    return blocks.subspan(row * static_cast<size_t>(table), static_cast<size_t>(table));
+    const int64_t row = int64_t{group} * all_slots + slots[static_cast<size_t>(sequence)];
+    return tables.subspan(static_cast<size_t>(row * table), static_cast<size_t>(table));
   }
 };
 

@@ -32,6 +32,8 @@ constexpr const char* kFormat = nullptr;
 template <>
 constexpr const char* kFormat<int32_t> = "i";
 template <>
+constexpr const char* kFormat<uint32_t> = "I";
+template <>
 constexpr const char* kFormat<float> = "f";
 template <>
 constexpr const char* kFormat<SamplingColumns> =
@@ -83,7 +85,7 @@ class Arrays {
     throw std::invalid_argument(std::string("wrong batch: ") + name + " has another type, shape or order");
   }
 
-  std::array<Py_buffer, 20> views_;
+  std::array<Py_buffer, 24> views_;
   size_t count_ = 0;
 };
 
@@ -93,25 +95,33 @@ RowLists<T> lists_of(Arrays& arrays, nb::handle lists, const char* values) {
   return {arrays.column<int32_t>(lists, "starts"), arrays.column<int32_t>(lists, "ids"), arrays.column<T>(lists, values)};
 }
 
-Batch batch_of(Arrays& arrays, nb::handle batch) {
-  const nb::object sampling = field(batch, "sampling");
-  const Py_buffer& blocks = arrays.view<int32_t>(batch, "blocks", 3);
-  const auto starts = arrays.column<int32_t>(batch, "starts");
-  if (static_cast<size_t>(blocks.shape[1]) + 1 != starts.size()) {
-    throw std::invalid_argument("wrong batch: blocks must have one row a sequence");
-  }
+Masks masks_of(Arrays& arrays, nb::handle masks) {
+  if (masks.is_none()) return {};
+  const Py_buffer& bits = arrays.view<uint32_t>(masks, "bits", 2);
+  return {
+      .rows = arrays.column<int32_t>(masks, "rows"),
+      .bits = {static_cast<const uint32_t*>(bits.buf), static_cast<size_t>(bits.len) / sizeof(uint32_t)},
+      .words = static_cast<size_t>(bits.shape[1]),
+  };
+}
+
+Batch batch_of(Arrays& arrays, nb::handle batch, nb::handle sampling) {
+  const Py_buffer& tables = arrays.view<int32_t>(batch, "tables", 3);
   const bool has_inputs = !field(batch, "inputs").is_none();
   const Py_buffer* inputs = has_inputs ? &arrays.view<float>(batch, "inputs", 2) : nullptr;
   return {
       .tokens = arrays.column<int32_t>(batch, "tokens"),
       .positions = arrays.column<int32_t>(batch, "positions"),
-      .starts = starts,
-      .blocks = {static_cast<const int32_t*>(blocks.buf), static_cast<size_t>(blocks.len) / sizeof(int32_t)},
-      .groups = static_cast<int>(blocks.shape[0]),
-      .table = static_cast<int>(blocks.shape[2]),
+      .starts = arrays.column<int32_t>(batch, "starts"),
+      .slots = arrays.column<int32_t>(batch, "slots"),
+      .tables = {static_cast<const int32_t*>(tables.buf), static_cast<size_t>(tables.len) / sizeof(int32_t)},
+      .groups = static_cast<int>(tables.shape[0]),
+      .all_slots = static_cast<int>(tables.shape[1]),
+      .table = static_cast<int>(tables.shape[2]),
       .rows = arrays.column<int32_t>(batch, "rows"),
       .sampling = {
           .columns = arrays.column<SamplingColumns>(sampling, "columns"),
+          .masks = masks_of(arrays, field(sampling, "masks")),
           .penalties = lists_of<int32_t>(arrays, field(sampling, "penalties"), "counts"),
           .bias = lists_of<float>(arrays, field(sampling, "bias"), "values"),
       },
@@ -121,9 +131,9 @@ Batch batch_of(Arrays& arrays, nb::handle batch) {
   };
 }
 
-void step(Program& program, nb::handle python_batch, nb::handle python_result) {
+void step(Program& program, nb::handle python_batch, nb::handle python_sampling, nb::handle python_result) {
   Arrays arrays;
-  const Batch batch = batch_of(arrays, python_batch);
+  const Batch batch = batch_of(arrays, python_batch, python_sampling);
   const size_t rows = batch.rows.size(), width = static_cast<size_t>(program.model.output_width());
   const StepResult result{
       .tokens = arrays.output<int32_t>(python_result, "tokens", 1, rows),
@@ -181,8 +191,9 @@ void bind_program(nb::module_& m) {
       .def("add", [](Program& p, nb::handle op) { p.model.add(read_op(op)); }, nb::arg("op"),
            "An op of models/ops.py that names buffers; ValueError if it does not fit or is not known here.")
       .def("finish", &Program::finish, "Take the memory; nothing may be added afterwards.")
-      .def("step", step, nb::arg("batch"), nb::arg("result"),
-           "Run executors.batch.Batch and write to the arrays of a StepResult; ValueError if they do not fit.")
+      .def("step", step, nb::arg("batch"), nb::arg("sampling"), nb::arg("result"),
+           "Run a Batch with its SamplingRows (executors.batch), into the arrays of a StepResult; ValueError if they "
+           "do not fit.")
       .def("buffer", copy_buffer, nb::arg("index"), "A copy of a buffer's rows as the last step left them.")
       .def("profile", [](Program& p, bool on) { p.profile().turn(on); }, nb::arg("on"),
            "Begin to measure where steps' time goes, or stop.")

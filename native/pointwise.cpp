@@ -94,11 +94,16 @@ int next_at_least(const float* x, float threshold, int start, int n) {
   return i;
 }
 
+void mask(float* x, const uint32_t* bits, int n) {
+  for (int i = 0; i < n; ++i) x[i] = bits[i / 32] >> i % 32 & 1 ? x[i] : x[i] - INFINITY;
+}
+
 }  // namespace
 
 const PointwiseKernels kScalarPointwise = {
     rms_norm,  add,              scale,      silu_gate, gelu_gate, softcap,
     rope_half, rope_interleaved, store_half, maximum,   exp_sum,   next_at_least,
+    mask,
 };
 
 }  // namespace corral

@@ -31,6 +31,8 @@ struct PointwiseKernels {
   double (*exp_sum)(const float* x, float shift, float scale, int n);
   // The least i >= start with x[i] >= threshold, or n.
   int (*next_at_least)(const float* x, float threshold, int start, int n);
+  // x[i] -= infinity where bit i of `bits` (bit i % 32 of word i / 32) is 0, i < n: a NaN and an infinity are noticed still.
+  void (*mask)(float* x, const uint32_t* bits, int n);
 };
 
 extern const PointwiseKernels kScalarPointwise;

@@ -175,11 +175,25 @@ int next_at_least(const float* x, float threshold, int start, int n) {
   return i;
 }
 
+void mask(float* x, const uint32_t* bits, int n) {
+  const __m256i shifts = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);  // bit j of a byte to lane j's sign
+  const __m256 infinity = _mm256_set1_ps(INFINITY);
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i eight = _mm256_set1_epi32(static_cast<int>(bits[i / 32] >> i % 32));
+    const __m256 allowed = _mm256_castsi256_ps(_mm256_sllv_epi32(eight, shifts));
+    const __m256 values = load(x + i);
+    _mm256_storeu_ps(x + i, _mm256_blendv_ps(_mm256_sub_ps(values, infinity), values, allowed));
+  }
+  for (; i < n; ++i) x[i] = bits[i / 32] >> i % 32 & 1 ? x[i] : x[i] - INFINITY;
+}
+
 }  // namespace
 
 extern const PointwiseKernels kAvx2Pointwise = {
     rms_norm,  add,              scale,      silu_gate, gelu_gate, softcap,
     rope_half, rope_interleaved, store_half, maximum,   exp_sum,   next_at_least,
+    mask,
 };
 
 }  // namespace corral

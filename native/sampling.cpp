@@ -98,6 +98,7 @@ void Sampler::sort_changes(Row& row) const {
 }
 
 void Sampler::change(const Row& row, int stretch, float* logits) const {
+  if (row.asked.mask != nullptr) kernels_.mask(logits, row.asked.mask + stretch * (kStretch / 32), length(stretch));
   if (row.change_starts.empty()) return;
   const SamplingRow& asked = row.asked;
   const int first = stretch * kStretch;

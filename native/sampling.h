@@ -28,6 +28,7 @@ struct SamplingColumns {
 };
 
 struct SamplingRow : SamplingColumns {
+  const uint32_t* mask;  // a bit a token, set = allowed; nullptr = all are
   std::span<const int32_t> penalty_ids, penalty_counts;
   std::span<const int32_t> bias_ids;
   std::span<const float> bias_values;
@@ -42,7 +43,7 @@ struct SampledRow {
 
 constexpr int kStretch = 512;  // logits that are looked at together
 
-// The order is vLLM's: bias, repetition, frequency and presence, then greedy, or temperature, min_p, top_k, top_p,
+// The order is vLLM's: mask, bias, repetition, frequency and presence, then greedy, or temperature, min_p, top_k, top_p,
 // draw; log-probs are of the raw logits. Every filter is exact; among equal logits the lower id goes first.
 //
 // The logits of a row are never all in memory: each stretch of the vocabulary passes by once, in any order and on any

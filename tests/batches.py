@@ -1,12 +1,12 @@
 """Batches for executor tests, from plain lists."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from corral.executors.batch import COLUMNS, Batch, SamplingRows
+from corral.executors.batch import COLUMNS, Batch, SamplingRows, StepResult
 from corral.types import BLOCK_SIZE
 
 # What a step of a Program that gives tokens has in its StepResult.
@@ -23,10 +23,24 @@ class Part:
     rows: Sequence[int] | None = None  # counted within the part
 
 
+@dataclass(frozen=True, slots=True)
+class SampledBatch(Batch):
+    """A Batch together with how its rows are sampled."""
+
+    sampling: SamplingRows = field(kw_only=True)
+
+
+def step(executor: Any, batch: SampledBatch) -> StepResult:
+    """Both halves of a step."""
+    executor.submit(batch)
+    result: StepResult = executor.collect(batch.sampling)
+    return result
+
+
 def make_batch(
     parts: Sequence[Part], sampling: SamplingRows | None = None, *, groups: int = 1, **columns: Any
-) -> Batch:
-    """A Batch of these parts; `columns` change greedy_rows where `sampling` is not given.
+) -> SampledBatch:
+    """A batch of these parts; `columns` change greedy_rows where `sampling` is not given.
 
     With several groups of KV layers each block of a part stands for as many neighbouring ones, one a group.
     """
@@ -40,13 +54,14 @@ def make_batch(
         for i, part in enumerate(parts)
         for row in (range(len(part.tokens)) if part.rows is None else part.rows)
     ]
-    return Batch(
+    return SampledBatch(
         tokens=np.array([token for part in parts for token in part.tokens], np.int32),
         positions=np.concatenate([np.arange(len(part.tokens)) + part.start for part in parts]).astype(
             np.int32
         ),
         starts=starts,
-        blocks=np.stack([np.where(table < 0, -1, table * groups + group) for group in range(groups)]).astype(
+        slots=np.arange(len(parts), dtype=np.int32),
+        tables=np.stack([np.where(table < 0, -1, table * groups + group) for group in range(groups)]).astype(
             np.int32
         ),
         rows=np.array(rows, np.int32),

@@ -108,6 +108,13 @@ void test_scans(const Pair& pair, int n, Random& random) {
       return found;
     });
   }
+  std::vector<uint32_t> bits(static_cast<size_t>(n + 31) / 32);
+  for (int i = 0; i < n; ++i) bits[static_cast<size_t>(i / 32)] |= uint32_t{x[static_cast<size_t>(i)] > 0} << i % 32;
+  pair.compare(0, "mask" + of, [&](const PointwiseKernels& kernels) {
+    Floats masked = x;
+    kernels.mask(masked.data(), bits.data(), n);
+    return masked;
+  });
   for (float& poisoned : x) {
     const float was = poisoned;
     poisoned = std::numeric_limits<float>::quiet_NaN();

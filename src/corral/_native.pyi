@@ -93,8 +93,11 @@ class Program:
     def finish(self) -> None:
         """Take the memory; nothing may be added afterwards."""
 
-    def step(self, batch: Any, result: Any) -> None:
-        """Run executors.batch.Batch, into the arrays of a StepResult; ValueError if they do not fit."""
+    def step(self, batch: Any, sampling: Any, result: Any) -> None:
+        """Run a Batch with its SamplingRows (executors.batch), into the arrays of a StepResult.
+
+        ValueError if they do not fit.
+        """
 
     def buffer(self, index: int) -> NDArray[np.float32]:
         """A copy of a buffer's rows as the last step left them."""

@@ -4,7 +4,7 @@ from corral.bench import step
 from corral.bench.step import MEASURED, StepCosts, engine_costs, engine_table, step_costs, step_table
 from corral.config import Settings
 from corral.engine.engine import Engine
-from corral.engine.protocol import Output
+from corral.engine.protocol import Step
 from gguf_files import tiny_llama
 
 
@@ -19,10 +19,10 @@ def test_the_parts_of_a_step_lie_within_it(tmp_path) -> None:
 
 
 def test_a_step_decodes_one_token_a_sequence(tmp_path, monkeypatch) -> None:
-    steps: list[list[Output]] = []
+    steps: list[Step] = []
 
     class Counting(Engine):
-        def step(self) -> list[Output]:
+        def step(self) -> Step:
             steps.append(super().step())
             return steps[-1]
 
@@ -43,10 +43,10 @@ def test_the_table_has_parts_as_rows() -> None:
 
 
 def test_the_engine_alone_decodes_one_token_a_sequence_in_every_round(monkeypatch) -> None:
-    steps: list[list[Output]] = []
+    steps: list[Step] = []
 
     class Counting(Engine):
-        def step(self) -> list[Output]:
+        def step(self) -> Step:
             steps.append(super().step())
             return steps[-1]
 

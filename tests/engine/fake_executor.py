@@ -4,9 +4,12 @@ A wrong position, block table or shared block therefore gives wrong tokens, as i
 """
 
 import hashlib
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
+from batches import SampledBatch
 from corral.executors.batch import Batch, StepResult
 from corral.executors.reference_sampling import mix
 from corral.types import BLOCK_SIZE
@@ -30,6 +33,10 @@ def _choose(tokens, temperature, seed):
     return value % VOCAB, -float(np.float32(value % 9973) / np.float32(97))
 
 
+def _allowed(masks, r, token):
+    return masks is None or masks.rows[r] < 0 or masks.bits[masks.rows[r], token // 32] >> token % 32 & 1
+
+
 class FakeExecutor:
     """`fail_token`: a row whose last token is this one comes out bad. `error`: what the next step raises.
 
@@ -42,39 +49,49 @@ class FakeExecutor:
         self.num_blocks, self.max_tokens, self.fail_token = num_blocks, max_tokens, fail_token
         self.kv_windows = kv_windows
         self.kv = np.full(num_blocks * BLOCK_SIZE, -1, np.int32)
-        self.batches: list[Batch] = []
+        self.batches: list[SampledBatch] = []
         self.keep = False
         self.error: Exception | None = None
+        self.late = False  # the error comes from the second half
 
-    def step(self, batch):
-        if self.error:
-            error, self.error = self.error, None
-            raise error
-        if self.keep:
-            self.batches.append(batch)
+    def submit(self, batch):
+        if not self.late:
+            self._raise()
         assert 0 < len(batch.tokens) <= self.max_tokens
         owner = np.repeat(np.arange(len(batch.starts) - 1), np.diff(batch.starts))
-        assert len(batch.blocks) == len(self.kv_windows)
-        places = (
-            batch.blocks[:, owner, batch.positions // BLOCK_SIZE] * BLOCK_SIZE + batch.positions % BLOCK_SIZE
+        assert len(batch.tables) == len(self.kv_windows) and len(set(batch.slots.tolist())) == len(
+            batch.slots
         )
+        blocks = batch.tables[:, batch.slots[owner], batch.positions // BLOCK_SIZE]
+        places = blocks * BLOCK_SIZE + batch.positions % BLOCK_SIZE
         assert (places >= 0).all() and len(set(places.ravel().tolist())) == places.size, (
             "two tokens in one place"
         )
         self.kv[places] = batch.tokens
-        s = batch.sampling
+        self.batch, self.owner = batch, owner
+
+    def _raise(self):
+        if self.error:
+            error, self.error = self.error, None
+            raise error
+
+    def collect(self, sampling):
+        self._raise()
+        batch, owner, s = self.batch, self.owner, sampling
+        if self.keep:
+            fields = {name: copy(getattr(batch, name)) for name in Batch.__dataclass_fields__}
+            self.batches.append(SampledBatch(**fields, sampling=replace(s, columns=s.columns.copy())))
         tokens, logprobs = np.zeros(len(batch.rows), np.int32), np.zeros(len(batch.rows), np.float32)
         top = np.full((len(batch.rows), 20), -1, np.int32)
         for r, at in enumerate(batch.rows):
-            known = self._known(batch.blocks[:, owner[at]], batch.positions[at])
+            known = self._known(batch.tables[:, batch.slots[owner[at]]], batch.positions[at])
             if self.memory is not None:
                 known = known[-self.memory :]
             row = s.columns[r]
             token, logprob = _choose(known, row["temperature"], mix(int(row["seed"]), int(row["index"])))
             if self.memory is not None:
                 token %= 7
-            banned = s.bias.ids[s.bias.starts[r] : s.bias.starts[r + 1]] if s.bias else ()
-            while token in banned:
+            while not _allowed(s.masks, r, token):
                 token = (token + 1) % VOCAB
             tokens[r] = token if row["target"] < 0 else row["target"]
             if known[-1] == self.fail_token:

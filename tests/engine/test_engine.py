@@ -97,6 +97,31 @@ def test_stop_tokens_are_banned_until_min_tokens():
     assert tokens[0] == (reply[0] + 1) % VOCAB
 
 
+def test_min_tokens_mask_stop_tokens_alone_and_only_their_own_rows():
+    executor = FakeExecutor()
+    executor.keep = True
+    stops = (31, 32, VOCAB - 1)
+    run(make(executor), {1: ([1], greedy(3)), 2: ([2], greedy(3, min_tokens=2, stop_token_ids=stops))})
+    for masks in (batch.sampling.masks for batch in executor.batches[:2]):
+        assert masks.rows.tolist() == [-1, 0]
+        allowed = masks.bits[0][:, None] >> np.arange(32, dtype=np.uint32) & 1
+        assert np.flatnonzero(allowed.ravel()[:VOCAB] == 0).tolist() == [31, 32, VOCAB - 1]
+    assert executor.batches[2].sampling.masks is None
+
+
+def test_a_decoding_steps_arrays_lie_where_those_of_the_step_before_lay():
+    engine = make()
+    seen = []
+    submit = engine.executor.submit
+    engine.executor.submit = lambda batch: (seen.append(batch), submit(batch))
+    engine.add(1, [1, 2, 3], greedy(40))
+    engine.add(2, [4, 5], greedy(40))
+    for _ in range(20):
+        engine.step()
+    for name in ("tokens", "positions", "starts", "slots", "tables", "rows"):
+        assert len({getattr(batch, name).__array_interface__["data"][0] for batch in seen}) == 1, name
+
+
 def test_logit_bias_and_penalties_reach_the_executor_row_by_row():
     executor = FakeExecutor()
     executor.keep = True
@@ -224,8 +249,10 @@ def test_one_bad_row_while_scoring_fails_the_request_once():
     assert tokens_of(outputs[2]) == next_tokens([1, 2], 8)
 
 
-def test_value_error_of_the_executor_fails_that_step_and_the_engine_goes_on():
+@pytest.mark.parametrize("late", [False, True])
+def test_value_error_in_either_half_fails_that_step_and_the_engine_goes_on(late):
     executor = FakeExecutor()
+    executor.late = late
     engine = make(executor, max_sequences=2)
     executor.error = ValueError("bad shapes")
     outputs = run(engine, {1: ([1], GREEDY), 2: ([2], GREEDY), 3: ([3], GREEDY)})

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.engine.engine import Engine, EngineOptions
 from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
@@ -145,7 +145,7 @@ def keeping_everything(name, program, prompt, count):
     while len(known) < length:
         part = Part(known[computed:], blocks, computed, rows=[len(known) - computed - 1])
         computed = len(known)
-        known += executor.step(make_batch([part], groups=groups)).tokens.tolist()
+        known += step(executor, make_batch([part], groups=groups)).tokens.tolist()
     return known[len(prompt) :]
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.engine.pace import LEAST_READING, Costs, Pace
-from corral.engine.scheduler import Crowd
+from corral.engine.scheduler import Demand
 
 machines = st.builds(
     lambda token, *shares: Costs(shares[0] * token, token, *(share * token for share in shares[1:])),
@@ -22,14 +22,17 @@ def true_seconds(machine, tokens, rows, looks, fetched):
     return machine.fixed + machine.token * tokens + machine.row * rows + context
 
 
-def crowd(decoding, readers=1, place=0, context=300):
-    return Crowd(decoding, decoding * context, readers, place)
+def demand(decoding, prefilling=1, prefilled=0, context=300):
+    return Demand(decoding, decoding * context, prefilling, prefilled)
 
 
-def beside(machine, crowd, reading):
+def beside(machine, demand, reading):
     """Seconds of a step that decodes and reads."""
-    looks, fetched = crowd.held + reading * crowd.place, crowd.held + (reading > 0) * crowd.place
-    return true_seconds(machine, crowd.decoding + reading, crowd.decoding, looks, fetched)
+    looks, fetched = (
+        demand.context + reading * demand.prefilled,
+        demand.context + (reading > 0) * demand.prefilled,
+    )
+    return true_seconds(machine, demand.decoding + reading, demand.decoding, looks, fetched)
 
 
 def learnt(machine, noise=0.05, seed=0):
@@ -49,47 +52,47 @@ def learnt(machine, noise=0.05, seed=0):
 def test_cost_of_decoding_is_found_through_noise_and_hold_ups(machine, seed):
     costs = learnt(machine, seed=seed).costs
     for decoding in (1, 3, 8, 12):
-        true = beside(machine, crowd(decoding), 0)
-        assert costs.decoding(crowd(decoding)) == pytest.approx(true, rel=0.3)
+        true = beside(machine, demand(decoding), 0)
+        assert costs.decoding(demand(decoding)) == pytest.approx(true, rel=0.3)
 
 
 @settings(max_examples=100, deadline=None)
 @given(machines, st.integers(1, 12), st.integers(0, 9))
 def test_one_newcomer_makes_a_step_less_than_three_times_as_long_up_to_its_end(machine, decoding, seed):
     """Its later tokens look at ever more earlier ones; the pace follows."""
-    pace, now = learnt(machine, seed=seed), crowd(decoding)
+    pace, now = learnt(machine, seed=seed), demand(decoding)
     place = 0
     while place < 4000:
-        now = crowd(decoding, place=place)
+        now = demand(decoding, prefilled=place)
         reading = pace.reading(now)
         seconds = beside(machine, now, reading)
         if reading > LEAST_READING:
             assert seconds < 3 * beside(machine, now, 0)
-        pace.learn(decoding + reading, decoding, now.held + reading * place, now.held + place, seconds)
+        pace.learn(decoding + reading, decoding, now.context + reading * place, now.context + place, seconds)
         place += reading
 
 
 def test_each_newcomer_more_may_take_as_much_again():
     pace = learnt(Costs(5e-3, 1e-3, 5e-4, 1e-8, 1e-8), noise=0)
-    one = pace.reading(crowd(10))
+    one = pace.reading(demand(10))
     assert one > LEAST_READING
-    assert pace.reading(crowd(10, readers=4)) == pytest.approx(4 * one, abs=4)
+    assert pace.reading(demand(10, prefilling=4)) == pytest.approx(4 * one, abs=4)
 
 
 def test_nobody_decodes_nobody_is_slowed_down():
-    assert Pace().reading(crowd(0, readers=3)) is None
+    assert Pace().reading(demand(0, prefilling=3)) is None
 
 
 def test_nothing_known_yet_allows_the_least_and_drafts_nothing():
-    assert Pace().reading(crowd(2)) == LEAST_READING
-    assert Pace().draft_chance(crowd(1)) == 1
+    assert Pace().reading(demand(2)) == LEAST_READING
+    assert Pace().draft_chance(demand(1)) == 1
 
 
 def test_drafts_pay_where_a_step_is_mostly_fixed_cost():
     pace = learnt(Costs(5e-3, 3e-4, 2e-4, 0.0), noise=0)
-    assert pace.draft_chance(crowd(1)) == pytest.approx(1.25 * 0.5 / 5.5, rel=0.05)
-    assert pace.draft_chance(crowd(20)) == pytest.approx(1.25 * 10 / 15, rel=0.05)
-    assert learnt(Costs(1e-4, 3e-3, 2e-3, 0.0), noise=0).draft_chance(crowd(12)) > 1
+    assert pace.draft_chance(demand(1)) == pytest.approx(1.25 * 0.5 / 5.5, rel=0.05)
+    assert pace.draft_chance(demand(20)) == pytest.approx(1.25 * 10 / 15, rel=0.05)
+    assert learnt(Costs(1e-4, 3e-3, 2e-3, 0.0), noise=0).draft_chance(demand(12)) > 1
 
 
 def test_a_draft_fetches_nothing_that_its_sequence_would_not():
@@ -97,21 +100,21 @@ def test_a_draft_fetches_nothing_that_its_sequence_would_not():
     machine = Costs(2e-3, 8e-4, 3e-4, 6e-7, 6e-7)
     pace, drafted = learnt(machine, noise=0), (40, 40, 40 * 600, 20 * 600)
     step = 2e-3 + 20 * 1.1e-3 + 20 * 600 * 1.2e-6
-    assert pace.draft_chance(crowd(20, context=600)) < 1  # not known yet, so worth a try
+    assert pace.draft_chance(demand(20, context=600)) < 1  # not known yet, so worth a try
     for _ in range(5):
         pace.learn(*drafted, true_seconds(machine, *drafted))
-    assert pace.draft_chance(crowd(20, context=600)) == pytest.approx(1.25 * 20 * 1.46e-3 / step, rel=0.05)
+    assert pace.draft_chance(demand(20, context=600)) == pytest.approx(1.25 * 20 * 1.46e-3 / step, rel=0.05)
 
 
 def test_drafts_make_a_step_at_most_twice_as_long_for_others():
     machine = Costs(2e-3, 8e-4, 3e-4, 6e-7, 6e-7)
-    pace, now = learnt(machine, noise=0), crowd(12, readers=0)
+    pace, now = learnt(machine, noise=0), demand(12, prefilling=0)
     drafts = pace.drafting(now)
-    rows, context = now.decoding + drafts, now.held / now.decoding
-    longer = true_seconds(machine, rows, rows, rows * context, now.held)
+    rows, context = now.decoding + drafts, now.context / now.decoding
+    longer = true_seconds(machine, rows, rows, rows * context, now.context)
     assert 1.7 * beside(machine, now, 0) < longer < 2.3 * beside(machine, now, 0)
-    assert pace.drafting(crowd(12)) == pytest.approx(drafts / 2, abs=1)  # a prompt takes its share
-    assert pace.drafting(crowd(1)) is None
+    assert pace.drafting(demand(12)) == pytest.approx(drafts / 2, abs=1)  # a prompt takes its share
+    assert pace.drafting(demand(1)) is None
 
 
 def test_a_cost_that_changes_is_followed():
@@ -121,4 +124,4 @@ def test_a_cost_that_changes_is_followed():
         pace.learn(1, 1, 300, 300, 6.5e-3)
     for _ in range(60):
         pace.learn(20, 20, 6000, 6000, 70e-3)
-    assert pace.costs.decoding(crowd(20)) == pytest.approx(70e-3, rel=0.1)
+    assert pace.costs.decoding(demand(20)) == pytest.approx(70e-3, rel=0.1)

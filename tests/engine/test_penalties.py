@@ -31,7 +31,10 @@ def test_counts_after_drafts_equal_counts_after_saying_them(prompt, reply, draft
         known.append(token)
         counts.push()
     before = dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True))
-    found = [dict(zip(ids.tolist(), numbers.tolist(), strict=True)) for ids, numbers in counts.after(drafts)]
+    found = [
+        dict(zip(ids.tolist(), numbers.tolist(), strict=True))
+        for ids, numbers in list(counts.with_each(drafts))[1:]
+    ]
     assert dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True)) == before
     for after in found:
         known.append(drafts[len(known) - len(prompt) - len(reply)])

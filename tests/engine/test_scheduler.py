@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.engine.scheduler import Crowd, Scheduler
+from corral.engine.scheduler import Demand, Scheduler
 from corral.engine.sequence import Sequence
 from corral.engine.tables import BlockTables
 
@@ -60,17 +60,17 @@ def test_drafts_are_shared_alike_and_take_only_what_is_left():
         assert [len(sequence.drafts) for sequence in sequences] == expected
         assert [plan.chunks[sequence] for sequence in sequences] == [1 + count for count in expected]
         for sequence in sequences:
-            s.settle(sequence, 0)
+            s.accept(sequence, 0)
 
 
-def test_crowd_counts_those_that_decode_and_those_that_read_or_could():
+def test_demand_counts_those_that_decode_and_those_that_read_or_could():
     s = make(batch_tokens=10, max_sequences=3)
-    assert s.crowd() == Crowd(decoding=0, held=0, readers=0, place=0)
+    assert s.demand() == Demand(decoding=0, context=0, prefilling=0, prefilled=0)
     for id in range(6):
         s.add(Sequence(id, [id] * 8))
-    assert s.crowd() == Crowd(decoding=0, held=0, readers=3, place=0)
+    assert s.demand() == Demand(decoding=0, context=0, prefilling=3, prefilled=0)
     run_step(s)
-    assert s.crowd() == Crowd(decoding=1, held=8, readers=2, place=2)
+    assert s.demand() == Demand(decoding=1, context=8, prefilling=2, prefilled=2)
 
 
 def test_a_short_prompt_overtakes_a_long_one_that_is_being_read():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.engine.engine import Engine, EngineOptions
 from corral.executors.batch import Executor, StepResult
 from corral.executors.reference import ReferenceExecutor
@@ -86,13 +86,14 @@ def make_native(program: Program) -> Executor:
 def score(executor: Executor, tokens: np.ndarray) -> StepResult:
     """Top 20 at every position, in one step; the row of position i is scored for token i + 1."""
     count = len(tokens)
-    return executor.step(
+    return step(
+        executor,
         make_batch(
             [Part(tokens, blocks_for(count))],
             groups=len(executor.kv_windows),
             target=np.append(tokens[1:], 0).astype(np.int32),
             logprobs=np.full(count, 20, np.int32),
-        )
+        ),
     )
 
 
@@ -139,8 +140,9 @@ def follow_greedily(executor: Executor, golden: Golden) -> tuple[list[int], list
         rows = [stop - start - 1] if start == 0 else None
         part = Part(tokens[start:stop], blocks, start, rows)
         count = 1 if rows else stop - start
-        result = executor.step(
-            make_batch([part], groups=len(executor.kv_windows), logprobs=np.full(count, 2, np.int32))
+        result = step(
+            executor,
+            make_batch([part], groups=len(executor.kv_windows), logprobs=np.full(count, 2, np.int32)),
         )
         said += result.tokens.tolist()
         close += (result.top_logprobs[:, 0] - result.top_logprobs[:, 1] <= NEAR_TIE).tolist()

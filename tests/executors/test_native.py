@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
-from batches import TOKEN_FIELDS, Part, blocks_for, make_batch, with_columns
-from corral.executors.batch import COLUMNS, Batch, Bias, Penalties, StepResult
+from batches import TOKEN_FIELDS, Part, SampledBatch, blocks_for, make_batch, step, with_columns
+from corral.executors.batch import COLUMNS, Bias, Masks, Penalties, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
 from corral.models.ops import Add, AllReduce, Gated, Head, KVWrite, Linear, RmsNorm, Select
@@ -53,7 +53,7 @@ def open_native(program: Program, **fields: Any) -> NativeExecutor:
 def run(executor: NativeExecutor, *parts: Part) -> StepResult:
     rows = sum(len(part.tokens if part.rows is None else part.rows) for part in parts)
     groups = len(executor.kv_windows)
-    return executor.step(make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
+    return step(executor, make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
 
 
 def same_bits(found: StepResult, wanted: StepResult, rows: slice = slice(None)) -> None:
@@ -73,7 +73,7 @@ def test_results_agree_with_the_reference(program: Program, isa: str) -> None:
     reference = ReferenceExecutor(program, num_blocks=8 * groups, max_tokens=90)
     parts = [Part(TOKENS[:90], blocks_for(90))]
     batch = make_batch(parts, groups=groups, logprobs=np.full(90, 20, np.int32))
-    found, wanted = native.step(batch), reference.step(batch)
+    found, wanted = step(native, batch), step(reference, batch)
     # Activations of eight bits: logits are near the float32 ones, far from any other's.
     spread = wanted.top_logprobs[:, 0] - wanted.top_logprobs[:, -1]
     error = np.abs(found.top_logprobs[:, 0] - wanted.top_logprobs[:, 0])
@@ -139,7 +139,7 @@ def test_rows_beyond_one_tile_of_logits_are_all_scored(program: Program, whole: 
     np.testing.assert_array_equal(found.top_logprobs, whole.top_logprobs[order])
 
 
-def broken(batch: Batch, **fields: Any) -> Batch:
+def broken(batch: SampledBatch, **fields: Any) -> SampledBatch:
     """The batch with other arrays; a name that belongs to the sampling rows or their columns goes there."""
     columns = {name: fields.pop(name) for name in list(fields) if name in COLUMNS.names}
     lists = {name: fields.pop(name) for name in list(fields) if hasattr(batch.sampling, name)}
@@ -173,12 +173,15 @@ WRONG: Sequence[dict[str, Any]] = [
     {"starts": np.array([1, 2, 3], I32)},
     {"starts": np.array([0, 2, 2], I32)},
     {"starts": np.array([], I32)},
-    {"blocks": np.array([[[0], [NUM_BLOCKS * 9]]] * 6, I32)},
-    {"blocks": np.array([[[0], [-1]]] * 6, I32)},
-    {"blocks": np.zeros((6, 2, 0), I32)},
-    {"blocks": np.zeros((6, 1, 1), I32)},
-    {"blocks": np.zeros((0, 2, 1), I32)},
-    {"blocks": np.zeros((2, 1), I32)},
+    {"tables": np.array([[[0], [NUM_BLOCKS * 9]]] * 6, I32)},
+    {"tables": np.array([[[0], [-1]]] * 6, I32)},
+    {"tables": np.zeros((6, 2, 0), I32)},
+    {"tables": np.zeros((6, 1, 1), I32)},
+    {"tables": np.zeros((0, 2, 1), I32)},
+    {"tables": np.zeros((2, 1), I32)},
+    {"slots": np.array([0, 2], I32)},
+    {"slots": np.array([-1, 0], I32)},
+    {"slots": np.array([0], I32)},
     {"rows": np.array([0, 3], I32)},
     {"rows": np.array([-1, 0], I32)},
     {"rows": np.array([0], I32)},
@@ -211,28 +214,49 @@ def test_a_wrong_batch_is_refused_and_the_next_one_runs(program: Program, fields
     executor = open_native(program, max_tokens=8, max_sequences=2)
     parts = [Part([4, 5], [0], rows=[0, 1]), Part([6], [1], rows=[])]
     good = make_batch(parts, groups=len(program.kv_groups))
-    before = executor.step(good)
+    before = step(executor, good)
     with pytest.raises((ValueError, TypeError)):
-        executor.step(broken(good, **fields))
-    same_bits(executor.step(good), before)
+        step(executor, broken(good, **fields))
+    same_bits(step(executor, good), before)
+
+
+@pytest.mark.parametrize(
+    ("rows", "bits"),
+    [
+        (ints(0), lambda words: words),
+        (ints(), lambda words: words),
+        (ints(0, 1), lambda words: words),
+        (ints(0, -2), lambda words: words),
+        (ints(0, -1), lambda words: np.ascontiguousarray(words[:, 1:])),
+        (ints(0, -1), lambda words: words[0]),
+        (ints(0, -1), lambda words: words.view(I32)),
+    ],
+)
+def test_wrong_masks_are_refused(program: Program, rows: np.ndarray, bits: Any) -> None:
+    executor = open_native(program, max_tokens=8, max_sequences=2)
+    batch = make_batch([Part([4, 5], [0])], groups=len(program.kv_groups))
+    words = np.full((1, -(-program.vocab_size // 32)), 2**32 - 1, np.uint32)
+    step(executor, broken(batch, masks=Masks(ints(0, -1), words)))
+    with pytest.raises(ValueError, match=r"wrong batch"):
+        step(executor, broken(batch, masks=Masks(rows, bits(words))))
 
 
 def test_blocks_that_no_row_sees_need_not_be_there(tmp_path: Path) -> None:
     program = build_program(GGUFSource.open(tiny_gemma3(tmp_path / "m.gguf", window=32)))
     executor, groups = open_native(program), len(program.kv_groups)
     batch = make_batch([Part(TOKENS[:100], blocks_for(101), rows=[])], groups=groups)
-    executor.step(batch)
+    step(executor, batch)
     last = make_batch([Part([3], blocks_for(101), 100)], groups=groups)
-    wanted = executor.step(last)
+    wanted = step(executor, last)
     for group, window in enumerate(program.kv_groups):
         for block in range(7):
-            gap = last.blocks.copy()
+            gap = last.tables.copy()
             gap[group, 0, block] = -1
             if window.window and (block + 1) * BLOCK_SIZE <= 101 - window.window:
-                same_bits(executor.step(broken(last, blocks=gap)), wanted)
+                same_bits(step(executor, broken(last, tables=gap)), wanted)
             else:
                 with pytest.raises(ValueError, match="blocks"):
-                    executor.step(broken(last, blocks=gap))
+                    step(executor, broken(last, tables=gap))
 
 
 def test_more_tokens_or_sequences_than_promised_are_refused(program: Program) -> None:
@@ -252,9 +276,10 @@ def test_a_step_without_tokens_gives_nothing(program: Program) -> None:
         tokens=np.zeros(0, I32),
         positions=np.zeros(0, I32),
         starts=np.zeros(1, I32),
-        blocks=np.zeros((groups, 0, 1), I32),
+        slots=np.zeros(0, I32),
+        tables=np.zeros((groups, 0, 1), I32),
     )
-    assert executor.step(empty).tokens.shape == (0,)
+    assert step(executor, empty).tokens.shape == (0,)
 
 
 def test_an_op_over_wrong_shapes_is_refused() -> None:
@@ -352,9 +377,9 @@ def test_kv_memory_becomes_resident_as_blocks_are_written() -> None:
         builder.add(KVWrite(x, x, builder.kv_layer(4, 128)))
     executor = open_native(builder.build(), num_blocks=4096)  # 2 MB each
     before = resident_bytes()
-    executor.step(make_batch([Part([1] * 20, blocks_for(20), rows=[])]))
+    step(executor, make_batch([Part([1] * 20, blocks_for(20), rows=[])]))
     few = resident_bytes() - before
-    executor.step(make_batch([Part([1] * 320, blocks_for(320), rows=[])]))
+    step(executor, make_batch([Part([1] * 320, blocks_for(320), rows=[])]))
     many = resident_bytes() - before
     assert few <= 10 << 20
     assert 40 << 20 <= many <= 50 << 20

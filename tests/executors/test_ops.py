@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.config import ISAS
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
@@ -68,8 +68,8 @@ def compare(
     reference = ReferenceExecutor(program, num_blocks=num_blocks, max_tokens=VOCAB)
     for parts in steps:
         batch = make_batch(parts)
-        native.step(batch)
-        reference.step(batch)
+        step(native, batch)
+        step(reference, batch)
         for index in buffers:
             found, wanted = native.buffer(index), reference.buffer(index)
             assert found.shape == wanted.shape
@@ -103,12 +103,12 @@ def test_a_program_may_take_rows_and_give_rows(rows: list[int], width: int, isa:
     native = NativeExecutor(builder.build(), num_blocks=3, max_tokens=40, max_sequences=1, threads=2, isa=isa)
     reference = ReferenceExecutor(builder.build(), num_blocks=3, max_tokens=40)
     for executor in (native, reference):
-        result = executor.step(batch)
+        result = step(executor, batch)
         assert result.tokens.tolist() == [-1] * len(rows)
         np.testing.assert_array_equal(result.vectors, 2 * inputs[rows])
     for wrong in (None, inputs[:39], inputs[:, : width - 1], inputs.astype(np.float64)):
         with pytest.raises(ValueError, match="wrong batch"):
-            native.step(replace(batch, inputs=wrong))
+            step(native, replace(batch, inputs=wrong))
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -178,7 +178,7 @@ def test_pairs_of_frequency_zero_stand_still(isa: str) -> None:
     x, out = builder.table(values(32)), builder.buffer(32)
     builder.add(Rope(x, out, 1, (*frequencies(1e4, 16), *[0.0] * 8), RopeStyle.HALF))
     native = NativeExecutor(builder.build(), num_blocks=2, max_tokens=32, max_sequences=1, threads=1, isa=isa)
-    native.step(make_batch(whole(20)))
+    step(native, make_batch(whole(20)))
     moved = (native.buffer(out) != native.buffer(x)).any(axis=0)
     assert moved.tolist() == ([True] * 8 + [False] * 8) * 2
 
@@ -215,7 +215,7 @@ def test_ops_over_views_give_the_bits_of_ops_over_buffers(count: int, isa: str) 
             ),
             ReferenceExecutor(builder.build(), num_blocks=6, max_tokens=VOCAB),
         ):
-            executor.step(make_batch(whole(count)))
+            step(executor, make_batch(whole(count)))
             found += [executor.buffer(index) for index in (q, k, v, attended, out)]
         return found
 
@@ -324,7 +324,7 @@ def test_attention_gives_a_row_the_same_bits_in_any_chunks_and_threads(
         found, start = [], 0
         for count in chunks:
             tokens = np.arange(start, start + count) % VOCAB
-            native.step(make_batch([Part(tokens, blocks_for(start + count), start, rows=[])]))
+            step(native, make_batch([Part(tokens, blocks_for(start + count), start, rows=[])]))
             found.append(native.buffer(out))
             start += count
         native.close()
@@ -354,7 +354,7 @@ def test_rope_and_attention_of_wanted_rows_give_the_bits_of_all_rows(rows: list[
     native = NativeExecutor(
         builder.build(), num_blocks=4, max_tokens=VOCAB, max_sequences=2, threads=2, isa=isa
     )
-    native.step(make_batch(parts))
+    step(native, make_batch(parts))
     np.testing.assert_array_equal(native.buffer(wanted), native.buffer(everyone)[rows])
     native.close()
 
@@ -373,9 +373,9 @@ def test_attention_never_reads_what_an_earlier_sequence_left(isa: str) -> None:
     builder.add(KVWrite(k, v, layer))
     builder.add(Attention(q, out, layer, 2, 0.25))
     native = NativeExecutor(builder.build(), num_blocks=8, max_tokens=64, max_sequences=1, threads=1, isa=isa)
-    native.step(make_batch([Part([50] * 48, blocks_for(48), rows=[])]))
+    step(native, make_batch([Part([50] * 48, blocks_for(48), rows=[])]))
     assert np.isnan(native.buffer(out)).all()
-    native.step(make_batch([Part(range(20), blocks_for(20), rows=[])]))
+    step(native, make_batch([Part(range(20), blocks_for(20), rows=[])]))
     assert np.isfinite(native.buffer(out)).all()
 
 
@@ -398,7 +398,7 @@ def test_select_and_head_give_the_logits_of_the_wanted_rows(
     )
     native = NativeExecutor(program, num_blocks=3, max_tokens=40, max_sequences=1, threads=2, isa=isa)
     reference = ReferenceExecutor(program, num_blocks=3, max_tokens=40)
-    found, wanted = native.step(batch), reference.step(batch)
+    found, wanted = step(native, batch), step(reference, batch)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
     np.testing.assert_array_equal(found.top_tokens, wanted.top_tokens)
     np.testing.assert_allclose(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-4)

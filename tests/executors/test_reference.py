@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batches import Part, blocks_for, greedy_rows, make_batch, with_columns
+from batches import Part, blocks_for, greedy_rows, make_batch, step, with_columns
 from corral.executors.batch import Bias, Executor, Penalties, StepResult
 from corral.executors.reference import ReferenceExecutor
 from corral.models.ops import Attention, Embed, Head, KVWrite, Linear, RmsNorm
@@ -35,7 +35,7 @@ def executor(program: Program) -> Executor:
 def run(executor: Executor, parts: list[Part]) -> StepResult:
     rows = sum(len(part.tokens) for part in parts)
     groups = len(executor.kv_windows)
-    return executor.step(make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
+    return step(executor, make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 50])
@@ -74,7 +74,7 @@ def test_only_wanted_rows_come_back_in_their_order(executor: Executor) -> None:
     blocks = blocks_for(len(TOKENS))
     whole = run(executor, [Part(TOKENS, blocks)])
     groups, part = len(executor.kv_windows), Part(TOKENS, blocks, rows=[3, 89])
-    some = executor.step(make_batch([part], groups=groups, logprobs=np.full(2, 20, np.int32)))
+    some = step(executor, make_batch([part], groups=groups, logprobs=np.full(2, 20, np.int32)))
     np.testing.assert_allclose(some.top_logprobs, whole.top_logprobs[[3, 89]], **CLOSE)
 
 
@@ -82,7 +82,7 @@ def test_a_step_that_wants_no_logits_still_fills_the_cache(executor: Executor) -
     blocks = blocks_for(len(TOKENS))
     whole = run(executor, [Part(TOKENS, blocks)])
     part = Part(TOKENS[:-1], blocks_for(len(TOKENS), first=8), rows=[])
-    executor.step(make_batch([part], groups=len(executor.kv_windows)))
+    step(executor, make_batch([part], groups=len(executor.kv_windows)))
     last = run(executor, [Part(TOKENS[-1:], blocks_for(len(TOKENS), first=8), start=len(TOKENS) - 1)])
     np.testing.assert_allclose(last.top_logprobs[0], whole.top_logprobs[-1], **CLOSE)
 
@@ -144,7 +144,7 @@ def test_attention_sees_what_a_dense_mask_shows(window: int | None, heads: int, 
     blocks = [5, 1, 7, 2]
     outputs = []
     for start, stop in [(0, 17), (17, 18), (18, 50)]:
-        executor.step(make_batch([Part(tokens[start:stop], blocks, start)]))
+        step(executor, make_batch([Part(tokens[start:stop], blocks, start)]))
         outputs.append(executor.buffer(3))
     wanted = dense_attention(program, tokens, heads)
     np.testing.assert_allclose(np.concatenate(outputs), wanted, rtol=0, atol=1e-5)
@@ -172,7 +172,7 @@ def test_linear_adds_its_bias_and_norm_works_part_by_part() -> None:
         context_length=16,
     )
     executor = ReferenceExecutor(program, num_blocks=1, max_tokens=8)
-    executor.step(make_batch([Part([1, 5, 7], [0])]))
+    step(executor, make_batch([Part([1, 5, 7], [0])]))
     y = 3 * table[[1, 5, 7]] @ matrix.T + bias
     np.testing.assert_allclose(executor.buffer(1), y, rtol=1e-5)
     pairs = y.reshape(3, 2, 2)
@@ -187,7 +187,7 @@ Sampled = Callable[..., StepResult]
 
 @pytest.fixture
 def sampled() -> Sampled:
-    def step(*logits: list[float], **fields: object) -> StepResult:
+    def run(*logits: list[float], **fields: object) -> StepResult:
         table = np.array(logits, np.float32)
         width = table.shape[1]
         program = Program(
@@ -199,11 +199,11 @@ def sampled() -> Sampled:
             context_length=16,
         )
         executor = ReferenceExecutor(program, num_blocks=1, max_tokens=len(logits))
-        lists = {name: fields.pop(name) for name in ("penalties", "bias") if name in fields}
+        lists = {name: fields.pop(name) for name in ("masks", "penalties", "bias") if name in fields}
         rows = replace(with_columns(greedy_rows(len(logits)), **fields), **lists)
-        return executor.step(make_batch([Part(range(len(logits)), [0])], rows))
+        return step(executor, make_batch([Part(range(len(logits)), [0])], rows))
 
-    return step
+    return run
 
 
 def bias_of_one_row(bias: dict[int, float]) -> Bias:

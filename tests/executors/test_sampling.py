@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
-from batches import TOKEN_FIELDS, Part, blocks_for, greedy_rows, make_batch, with_columns
-from corral.executors.batch import Bias, Penalties, SamplingRows, StepResult
+from batches import TOKEN_FIELDS, Part, blocks_for, greedy_rows, make_batch, step, with_columns
+from corral.executors.batch import Bias, Masks, Penalties, SamplingRows, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference_sampling import sample as sample_reference
 from corral.models.ops import Head, Select
@@ -51,7 +51,7 @@ def sample(
         threads=threads,
         isa=isa,
     )
-    result = native.step(make_batch([Part(range(count), blocks_for(count))], rows))
+    result = step(native, make_batch([Part(range(count), blocks_for(count))], rows))
     native.close()
     return result
 
@@ -73,6 +73,18 @@ def with_bias(rows: SamplingRows, bias: dict[int, float]) -> SamplingRows:
     ids = np.tile(np.array(list(bias), np.int32), count)
     values = np.tile(np.array(list(bias.values()), np.float32), count)
     return replace(rows, bias=Bias(_starts(count, len(bias)), ids, values))
+
+
+def with_masks(rows: SamplingRows, allowed: list[set[int] | None], vocab: int) -> SamplingRows:
+    """A mask for each row that has a set of tokens; masks in another order than their rows."""
+    masked = [row for row, tokens in enumerate(allowed) if tokens is not None][::-1]
+    bits = np.zeros((len(masked), -(-vocab // 32)), np.uint32)
+    which = np.full(len(allowed), -1, np.int32)
+    for place, row in enumerate(masked):
+        which[row] = place
+        for token in allowed[row] or ():
+            bits[place, token // 32] |= np.uint32(1 << token % 32)
+    return replace(rows, masks=Masks(which, bits))
 
 
 def _starts(rows: int, each: int) -> np.ndarray:
@@ -268,6 +280,52 @@ def test_banned_tokens_never_come(fields: dict[str, Any], isa: str) -> None:
     bias = {token: -math.inf for token in range(60) if token not in allowed}
     rows = with_bias(rows_like(60, seed=np.arange(60), **fields), bias)
     assert set(sample(logits, rows, isa).tokens.tolist()) <= allowed
+
+
+@pytest.mark.parametrize("vocab", [31, 32, 500, 1037])
+@pytest.mark.parametrize("filters", [{}, *FILTERS], ids=str)
+def test_masked_rows_choose_among_their_own_tokens_and_others_among_all(
+    filters: dict[str, Any], vocab: int, isa: str
+) -> None:
+    random = np.random.default_rng(7)
+    logits = random.standard_normal((20, vocab)).astype(np.float32)
+    allowed: list[set[int] | None] = [None, {vocab - 1}, set(range(0, vocab, 2)), {0, vocab // 2}] * 5
+    rows = rows_like(20, seed=np.arange(20), presence=0.5, **filters)
+    rows = with_bias(with_penalties(rows, [(vocab - 1, 1)]), {0: 2.0})
+    masked = with_masks(rows, allowed, vocab)
+    tokens = sample(logits, masked, isa).tokens
+    assert all(own is None or token in own for token, own in zip(tokens.tolist(), allowed, strict=True))
+    np.testing.assert_array_equal(tokens, sample_reference(logits, masked).tokens)
+    np.testing.assert_array_equal(tokens[::4], sample(logits, rows, isa).tokens[::4])
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "logprobs": 2}]
+)
+def test_a_row_whose_mask_allows_nothing_fails_alone(fields: dict[str, Any], isa: str) -> None:
+    logits = np.zeros((3, 700), np.float32)
+    rows = with_masks(rows_like(3, **fields), [None, set(), {699}], 700)
+    for result in (sample(logits, rows, isa), sample_reference(logits, rows)):
+        assert result.tokens[1] == FAILED
+        assert result.tokens[0] >= 0 and result.tokens[2] == 699
+
+
+def test_a_mask_hides_neither_nan_nor_infinity(isa: str) -> None:
+    for bad in (np.nan, np.inf):
+        logits = np.zeros((1, 71), np.float32)
+        logits[0, 40] = bad
+        rows = with_masks(rows_like(1), [{1, 2}], 71)
+        assert sample(logits, rows, isa, np.ones(1, np.float32)).tokens[0] == FAILED
+        assert sample_reference(logits, rows).tokens[0] == FAILED
+
+
+def test_logprobs_are_those_before_the_mask(isa: str) -> None:
+    logits = np.random.default_rng(9).standard_normal((1, 300)).astype(np.float32)
+    rows = rows_like(1, logprobs=3)
+    free, masked = sample(logits, rows, isa), sample(logits, with_masks(rows, [{123}], 300), isa)
+    assert masked.tokens.tolist() == [123]
+    assert masked.logprobs[0] == pytest.approx(np.log(softmax(logits[0])[123]), abs=2e-6)
+    np.testing.assert_array_equal(masked.top_tokens, free.top_tokens)
 
 
 def test_penalties_divide_positive_and_multiply_negative_logits(isa: str) -> None:

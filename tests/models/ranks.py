@@ -26,7 +26,7 @@ class Ranks:
 
     def logits(self, batch: Batch) -> list[np.ndarray]:
         with ThreadPoolExecutor(len(self._executors)) as threads:
-            list(threads.map(lambda executor: executor.step(batch), self._executors))
+            list(threads.map(lambda executor: executor.submit(batch), self._executors))
         return [executor.logits for executor in self._executors]
 
     def _adder(self, rank: int) -> Callable[[np.ndarray], np.ndarray]:

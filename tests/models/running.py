@@ -5,7 +5,7 @@ from pathlib import Path
 import dense
 import numpy as np
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Program
 from corral.models.table import build_program
@@ -22,7 +22,7 @@ def program_logprobs(program: Program, tokens: list[int]) -> np.ndarray:
     """Log-probs [N, vocabulary] of a Program, in one step."""
     groups, blocks = len(program.kv_groups), blocks_for(len(tokens))
     executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(tokens))
-    executor.step(make_batch([Part(tokens, blocks)], groups=groups))
+    step(executor, make_batch([Part(tokens, blocks)], groups=groups))
     result = dense.log_softmax(executor.logits.astype(np.float64))
     executor.close()
     return result

@@ -10,7 +10,7 @@ import pytest
 from memory_source import MemorySource
 from running import program_logprobs, random_tokens
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.errors import UnsupportedModel
 from corral.models.program import Program
 from corral.models.table import FAMILIES, build_program, find_family
@@ -92,7 +92,7 @@ def test_native_agrees_through_prefill_chunks_and_decode(family: tuple[Program, 
     for start, stop in [(0, 31), (31, 49), (49, 50)]:
         part = Part(TOKENS[start:stop], blocks, start)
         target = np.array(targets[start:stop], np.int32)
-        found.append(native.step(make_batch([part], groups=groups, target=target)).logprobs)
+        found.append(step(native, make_batch([part], groups=groups, target=target)).logprobs)
     chosen = wanted[np.arange(len(TOKENS)), targets]
     np.testing.assert_allclose(np.concatenate(found), chosen, rtol=0, atol=2e-3)
 

@@ -7,7 +7,7 @@ import pytest
 from memory_source import MemorySource
 from running import random_tokens
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.executors.reference import ReferenceExecutor
 from corral.models.builder import GraphBuilder
 from corral.models.graph import Graph
@@ -50,7 +50,7 @@ def test_wanted_rows_alone_give_the_same_logits(
     for program in (place(graph), place(narrow(graph))):
         groups, blocks = len(program.kv_groups), blocks_for(len(TOKENS))
         executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(TOKENS))
-        executor.step(make_batch([Part(TOKENS, blocks, rows=rows)], groups=groups))
+        step(executor, make_batch([Part(TOKENS, blocks, rows=rows)], groups=groups))
         logits.append(executor.logits)
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-4)
 
@@ -84,7 +84,7 @@ def test_a_value_and_views_of_it_are_narrowed_where_each_may_be() -> None:
     logits = []
     for program in (place(graph), place(narrowed)):
         executor = ReferenceExecutor(program, num_blocks=1, max_tokens=9)
-        executor.step(make_batch([Part(range(9), [0], rows=[2, 8])]))
+        step(executor, make_batch([Part(range(9), [0], rows=[2, 8])]))
         logits.append(executor.logits)
     np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_stages_hand_on_rows_that_give_the_same_logits(
         groups, blocks = len(program.kv_groups), blocks_for(len(TOKENS))
         executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(TOKENS))
         batch = make_batch([Part(TOKENS, blocks, rows=rows)], groups=groups)
-        result = executor.step(batch if inputs is None else replace(batch, inputs=inputs))
+        result = step(executor, batch if inputs is None else replace(batch, inputs=inputs))
         return executor.logits, result.vectors
 
     wanted, _ = run(place(graph), [5, 39])

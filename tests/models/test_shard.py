@@ -6,7 +6,7 @@ from checkpoint import rewrite
 from ranks import Ranks
 from running import random_tokens
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.executors.reference import ReferenceExecutor
 from corral.models.graph import Graph
 from corral.models.ops import AllReduce, Attention, Experts, Linear
@@ -31,7 +31,7 @@ def check_ranks_agree(graph: Graph, world: int, tokens: list[int] = TOKENS) -> N
     executor, together = ReferenceExecutor(whole, **sizes), Ranks(ranks, **sizes)
     for start, stop in [(0, 25), (25, len(tokens))]:
         batch = make_batch([Part(tokens[start:stop], blocks, start)], groups=groups)
-        executor.step(batch)
+        step(executor, batch)
         for logits in together.logits(batch):
             np.testing.assert_allclose(
                 logits, executor.logits, rtol=0, atol=2e-4 * np.abs(executor.logits).max()

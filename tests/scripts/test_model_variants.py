@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import model_variants
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.executors.reference import ReferenceExecutor
 from corral.models.table import build_program
 from corral.text.tokenizer import load_tokenizer
@@ -67,5 +67,5 @@ def test_random_experts_are_stacks_of_such_matrices(variants, source, tmp_path):
 def assert_finite_logits(path: Path) -> None:
     program = build_program(GGUFSource.open(path))
     executor = ReferenceExecutor(program, num_blocks=2, max_tokens=16)
-    result = executor.step(make_batch([Part([1, 2, 3, 4], blocks_for(4), rows=[3])]))
+    result = step(executor, make_batch([Part([1, 2, 3, 4], blocks_for(4), rows=[3])]))
     assert 0 <= result.tokens[0] < program.vocab_size

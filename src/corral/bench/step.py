@@ -22,9 +22,9 @@ from corral.bench.tables import Table, digits
 from corral.config import Settings
 from corral.engine.engine import Engine, EngineOptions
 from corral.engine.load import load
-from corral.engine.protocol import EngineSpec, Step
+from corral.engine.protocol import EngineSpec
 from corral.engine.wire import HEADER, decode_from_engine, encode_frame
-from corral.executors.batch import Batch, StepResult
+from corral.executors.batch import Batch, SamplingRows, StepResult
 from corral.models.table import build_program
 from corral.pool.machine import usable_cores
 from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS, SamplingParams
@@ -72,7 +72,7 @@ def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int
 def engine_costs(users: Sequence[int], prompt: int) -> list[StepCosts]:
     """The same with an executor that does nothing: the best of ROUNDS, so that a busy machine tells the same.
 
-    "receive", what the server spends on taking the frames apart, is not in the total: another process does it.
+    "receive" is what the server spends on a frame: not in the total, as another process does it.
     """
     with _peer() as connection:
         return [_engine_costs(connection, count, prompt) for count in users]
@@ -81,15 +81,18 @@ def engine_costs(users: Sequence[int], prompt: int) -> list[StepCosts]:
 class NullExecutor:
     """Takes no time and gives tokens that look random: no guess at them comes true."""
 
-    kv_windows = (None,)
+    kv_windows: tuple[int | None, ...] = (None,)
 
     def __init__(self, num_blocks: int, max_tokens: int, vocab_size: int):
         self.num_blocks, self.max_tokens, self.vocab_size = num_blocks, max_tokens, vocab_size
         self._steps = 0
 
-    def step(self, batch: Batch) -> StepResult:
+    def submit(self, batch: Batch) -> None:
+        """There is nothing to begin."""
+
+    def collect(self, sampling: SamplingRows) -> StepResult:
         """Tokens without a model."""
-        rows = len(batch.rows)
+        rows = len(sampling.columns)
         self._steps += 1
         tokens = (self._steps * 69069 + np.arange(rows, dtype=np.int32) * 7919) % self.vocab_size
         zeros = np.zeros((rows, MAX_TOP_LOGPROBS), np.float32)
@@ -122,17 +125,17 @@ def _engine_costs(connection: socket.socket, users: int, prompt: int) -> StepCos
     engine = Engine(NullExecutor(blocks, batch_tokens, vocab_size), options)
     _begin(engine, connection, users, prompt)
     total, parts = min((_run(engine, connection, BLOCK_SIZE) for _ in range(ROUNDS)), key=itemgetter(0))
-    parts["receive"] = min(_receive(engine) for _ in range(ROUNDS)) * 1e3
+    parts["receive"] = min(_receive(engine, users) for _ in range(ROUNDS)) * 1e3
     return StepCosts(users, total, parts, {})
 
 
-def _receive(engine: Engine) -> float:
+def _receive(engine: Engine, users: int) -> float:
     """Seconds that the server's side takes for a step's frame."""
-    frame = encode_frame(Step(engine.step(), engine.load))
+    frame = encode_frame(engine.step())
     begun = time.perf_counter()
     message: Any = decode_from_engine(frame[HEADER:])
-    takers = dict.fromkeys(range(len(message.outputs)), id)
-    for output in message.outputs:
+    takers = dict.fromkeys(range(users), id)
+    for output in message:
         take = takers.get(output.id)
         if take:
             take(output)
@@ -170,9 +173,9 @@ def _run(engine: Engine, connection: socket.socket, steps: int) -> tuple[float, 
     before = dict(engine.phases)
     begun = time.perf_counter()
     for _ in range(steps):
-        outputs = engine.step()
+        step = engine.step()
         sending = time.perf_counter()
-        connection.sendall(encode_frame(Step(outputs, engine.load)))
+        connection.sendall(encode_frame(step))
         engine.phases["send"] += time.perf_counter() - sending
     total = time.perf_counter() - begun
     parts = {name: (spent - before[name]) / steps * 1e3 for name, spent in engine.phases.items()}

@@ -41,7 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="URL | compare | step | report FILE...",
         help="measure a running server (default: OLLAMA_HOST); start several servers and compare them; "
-        "tell where a step of the engine goes, with --model that model's, else Python's alone; or show results of --json again, several files together",
+        "tell where a step of the engine goes (with --model that model's, else Python's part alone); "
+        "or show results of --json again, several files together",
     )
     parser.add_argument(
         "--model", "--models", type=_words, default=(), metavar="NAME", help="the model to ask for"

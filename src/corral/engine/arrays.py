@@ -1,53 +1,117 @@
-"""The engine's lists of integers as the arrays of a Batch.
+"""The running requests' integers as the arrays of a Batch.
 
-What stays the same from step to step lies in arrays with a row for each running request; a step gathers from
-them, so that it costs the same few array operations for one request or for sixty.
+What stays the same from step to step lies in arrays with a slot for each running request: its next token,
+that token's position, its block tables, how it is sampled. A step gathers the slots of those that decode in a
+few array operations, as many for one request as for hundreds; only the others are walked token by token. What
+an executor is given keeps its address for an engine's life.
 """
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from corral.engine.request import Request
-from corral.executors.batch import COLUMNS, I32, Batch, Bias, Penalties, SamplingRows
+from corral.executors.batch import COLUMNS, I32, Batch, Bias, Masks, Penalties, SamplingRows
+from corral.types import BLOCK_SIZE
 
 
-@dataclass(slots=True)
-class Scored:
-    """Rows first .. first + count score a prompt's next tokens."""
+@dataclass(frozen=True, slots=True)
+class RowSpan:
+    """Logit rows first .. first + count of a batch tell of a request's tokens index .. index + count."""
 
     request: Request
     first: int
     count: int
+    index: int
 
 
 @dataclass(slots=True)
 class Rows:
-    """Whose logit rows a batch has: a request that samples has one, and one more for each of its drafts."""
+    """Whose logit rows a batch has: one of each request that decodes, in order, then those of the others."""
 
+    decoding: list[Request] = field(default_factory=list)
+    sampled: list[RowSpan] = field(
+        default_factory=list
+    )  # of others that sample: a row, and one for each draft
+    scored: list[RowSpan] = field(default_factory=list)  # of prompts whose tokens are scored
+    slots: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))  # [R], of their requests
+    seen: int = 0  # positions that the batch's tokens attend to, added up
+    read: int = 0  # the same, counted once for all tokens of a sequence
+
+
+@dataclass(slots=True)
+class _Lists:
+    """Sequences that do more than decode: they follow `decoding` sequences of one token and one row each."""
+
+    decoding: int
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
-    where: list[int] = field(default_factory=list)  # the row's place among the batch's tokens
-    indexes: list[int] = field(default_factory=list)  # of the token that follows
-    sampled: list[Request] = field(default_factory=list)
-    firsts: list[int] = field(default_factory=list)  # the first row of each of them
-    scored: list[Scored] = field(default_factory=list)
-    looks: int = 0  # earlier tokens that all of the batch's look at
-    fetched: int = 0  # the same, counted once a sequence
+    rows: list[int] = field(default_factory=list)
+    row_slots: list[int] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)
+
+    def add(self, request: Request, count: int) -> None:
+        """Compute so many next tokens, drafts included."""
+        sequence = request.sequence
+        start = sequence.computed
+        self.slots.append(request.slot)
+        self.tokens += sequence.tokens[start : start + count]
+        self.tokens += sequence.drafts
+        self.positions += range(start, start + count)
+        self.starts.append(self.decoding + len(self.tokens))
+
+    def want(self, request: Request, index: int, count: int) -> RowSpan:
+        """Of the request added last, the logits that tell of its tokens index .. index + count."""
+        span = RowSpan(request, self.decoding + len(self.rows), count, index)
+        row = self.decoding + len(self.tokens) - 1 - self.positions[-1] + index - 1
+        self.rows += range(row, row + count)
+        self.row_slots += [request.slot] * count
+        self.indexes += range(index, index + count)
+        return span
+
+
+class _Column:
+    """An array whose address stays: each step's values are its beginning."""
+
+    def __init__(self, size: int):
+        self._array = np.zeros(size, np.int32)
+
+    def fill(self, first: NDArray[Any], then: list[int]) -> I32:
+        """All these values, as a view that lasts until the next call."""
+        middle, end = len(first), len(first) + len(then)
+        self._array[:middle] = first
+        if then:
+            self._array[middle:end] = then
+        return self._array[:end]
 
 
 class BatchArrays:
-    """Per-request arrays [S] and block tables [groups, S, P] for at most S running requests."""
+    """Arrays for at most S running requests [S] and N tokens a step, and block tables [groups, S, P]."""
 
-    def __init__(self, max_sequences: int, groups: int, max_blocks: int):
+    def __init__(self, max_sequences: int, max_tokens: int, tables: tuple[int, int]):
+        groups, max_blocks = tables
         self._free = list(range(max_sequences - 1, -1, -1))
+        self._next_tokens = np.zeros(max_sequences, np.int32)
+        self._next_positions = np.zeros(max_sequences, np.int32)
         self._tables = np.full((groups, max_sequences, max_blocks), -1, np.int32)
         self._columns = np.zeros(max_sequences, COLUMNS)
+        # What the batch of a step is made of.
+        self._tokens, self._positions, self._rows, self._indexes = (_Column(max_tokens) for _ in range(4))
+        self._starts, self._slots = _Column(max_sequences + 1), _Column(max_sequences)
+        self._row_columns = np.zeros(max_tokens, COLUMNS)
+        self._counting = np.arange(max_sequences + 1, dtype=np.int32)
 
     def enter(self, request: Request) -> None:
-        """Give a request that starts to run its row."""
+        """Give a request that starts to run a slot."""
         slot = request.slot = self._free.pop()
         request.listed = 0
+        request.started = request.started or time.monotonic_ns()
         p = request.params
         self._columns[slot] = (
             p.temperature,
@@ -64,58 +128,79 @@ class BatchArrays:
         )
 
     def leave(self, request: Request) -> None:
-        """Take the row back; harmless when there is none."""
+        """Take the slot back; harmless when there is none."""
         if request.slot >= 0:
             self._tables[:, request.slot, : request.listed] = -1
             self._free.append(request.slot)
             request.slot = -1
+            request.decodes = False
 
     def check(self, running: list[Request]) -> None:
-        """Raise AssertionError unless exactly these requests have rows, and the rows their blocks."""
+        """Raise AssertionError unless exactly these requests have slots, and what lies there is theirs."""
         slots = {request.slot for request in running}
-        assert len(slots) == len(running) and not slots & set(self._free), "a row is shared"
-        assert len(slots) + len(self._free) == self._tables.shape[1], "a row is lost"
+        assert len(slots) == len(running) and not slots & set(self._free), "a slot is shared"
+        assert len(slots) + len(self._free) == self._tables.shape[1], "a slot is lost"
         for request in running:
-            sequence = request.sequence
+            sequence, slot = request.sequence, request.slot
             for rows, table, dropped in zip(self._tables, sequence.tables, sequence.dropped, strict=True):
-                row, listed = rows[request.slot].tolist(), table[: request.listed]
+                row, listed = rows[slot].tolist(), table[: request.listed]
                 assert row[dropped:] == listed[dropped:] + [-1] * (len(row) - len(listed)), "a table is stale"
+            if request.decodes:
+                known = len(sequence.tokens)
+                assert self._next_positions[slot] == known - 1 == sequence.computed, "a position is stale"
+                assert self._next_tokens[slot] == sequence.tokens[-1], "a token is stale"
 
-    def batch(self, requests: list[Request], counts: list[int]) -> tuple[Batch, Rows]:
-        """The arrays for computing so many next tokens of each request."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        starts, slots, width, rows = [0], [], 0, Rows()
-        for request, count in zip(requests, counts, strict=True):
-            sequence = request.sequence
-            start = sequence.computed
-            if len(sequence.tables[0]) != request.listed:
-                self._list_blocks(request)
-            slots.append(request.slot)
-            if request.listed > width:
-                width = request.listed
-            if request.scoring:
-                _add_scored(rows, request, start, count, len(tokens) - start)
-            if count == 1:
-                tokens.append(sequence.tokens[start])
-                positions.append(start)
+    def pack(self, chunks: Iterable[tuple[Request, int]]) -> tuple[Batch, Rows]:
+        """The arrays for computing so many next tokens of each request; they last until the next call."""
+        rows, slots, others, seen = Rows(), [], [], 0
+        for request, count in chunks:
+            if count == 1 and request.decodes:
+                rows.decoding.append(request)
+                slots.append(request.slot)
+                computed = request.sequence.computed
+                seen += computed
+                if not computed % BLOCK_SIZE:  # the token begins a new block
+                    self._list_blocks(request)
             else:
-                tokens += sequence.tokens[start : start + count]
-                tokens += sequence.drafts
-                positions += range(start, start + count)
-            starts.append(len(tokens))
-            if request.replies and start + count >= len(sequence.tokens):
-                _add_sampled(rows, request, len(tokens) - 1 - len(sequence.drafts))
-        rows.looks, rows.fetched = sum(positions), sum(positions[end - 1] for end in starts[1:])
-        batch = Batch(
-            tokens=np.array(tokens, np.int32),
-            positions=np.array(positions, np.int32),
-            starts=np.array(starts, np.int32),
-            blocks=self._tables[:, :, :width].take(slots, axis=1),
-            rows=np.array(rows.where, np.int32),
-            sampling=self._sampling(rows),
+                others.append((request, count))
+        rows.seen = rows.read = seen
+        lists = _Lists(len(slots))
+        for request, count in others:
+            self._add(request, count, rows, lists)
+        rows.slots = np.array(slots + lists.row_slots, np.intp)
+        return self._batch(rows, lists), rows
+
+    def _add(self, request: Request, count: int, rows: Rows, lists: _Lists) -> None:
+        """Add a request that reads its prompt, or has drafts."""
+        sequence = request.sequence
+        start, known = sequence.computed, len(sequence.tokens)
+        if request.slot < 0:
+            self.enter(request)
+        self._list_blocks(request)
+        lists.add(request, count)
+        rows.seen += count * start + count * (count - 1) // 2
+        rows.read += start + count - 1
+        scored = request.scored_positions(start, count)
+        if scored:
+            rows.scored.append(lists.want(request, scored.start + 1, len(scored)))
+        if request.replies and start + count >= known:
+            rows.sampled.append(lists.want(request, known, 1 + len(sequence.drafts)))
+
+    def _batch(self, rows: Rows, lists: _Lists) -> Batch:
+        """What lies in the slots of those that decode, then the others' lists."""
+        count = lists.decoding
+        slots = rows.slots[:count]
+        positions = self._next_positions.take(slots)
+        np.take(self._columns, rows.slots, out=self._row_columns[: len(rows.slots)], mode="clip")
+        self._row_columns["index"][: len(rows.slots)] = self._indexes.fill(positions + 1, lists.indexes)
+        return Batch(
+            tokens=self._tokens.fill(self._next_tokens.take(slots), lists.tokens),
+            positions=self._positions.fill(positions, lists.positions),
+            starts=self._starts.fill(self._counting[: count + 1], lists.starts),
+            slots=self._slots.fill(slots, lists.slots),
+            tables=self._tables,
+            rows=self._rows.fill(self._counting[:count], lists.rows),
         )
-        return batch, rows
 
     def _list_blocks(self, request: Request) -> None:
         """Write what is new; entries that were dropped since stay as they were, and nobody reads them."""
@@ -123,76 +208,94 @@ class BatchArrays:
         request.listed = len(tables[0])
         self._tables[:, request.slot, listed : request.listed] = [table[listed:] for table in tables]
 
-    def settle(self, request: Request) -> None:
+    def sampling(self, rows: Rows) -> SamplingRows:
+        """How the rows of the batch packed last become tokens."""
+        columns = self._row_columns[: len(rows.slots)]
+        for span in rows.scored:
+            scored = slice(span.first, span.first + span.count)
+            columns["target"][scored] = span.request.prompt[span.index : span.index + span.count]
+            columns["logprobs"][scored] = span.request.scores.prompt_logprobs
+        adjusted = [(request, row) for row, request in enumerate(rows.decoding) if request.adjusts]
+        adjusted += [(span.request, span.first) for span in rows.sampled if span.request.adjusts]
+        if not adjusted:
+            return SamplingRows(columns)
+        count = len(columns)
+        return SamplingRows(
+            columns, _masks(adjusted, count), _penalties(adjusted, count), _bias(adjusted, count)
+        )
+
+    def advance(self, rows: Rows, sampled: I32) -> None:
+        """Those that decode were given these tokens, which are computed next."""
+        slots = rows.slots[: len(rows.decoding)]
+        self._next_tokens[slots] = sampled[: len(slots)]
+        self._next_positions[slots] += 1
+
+    def decode(self, request: Request) -> None:
+        """From now on the request decodes: the last of its tokens is computed next, and nothing else."""
+        tokens = request.sequence.tokens
+        self._next_tokens[request.slot] = tokens[-1]
+        self._next_positions[request.slot] = len(tokens) - 1
+        request.decodes = True
+
+    def trim(self, request: Request) -> None:
         """Forget blocks that the request has given back."""
         length = len(request.sequence.tables[0])
         self._tables[:, request.slot, length : request.listed] = -1
         request.listed = min(request.listed, length)
-
-    def _sampling(self, rows: Rows) -> SamplingRows:
-        columns = self._columns.take(np.array(rows.slots, np.intp))
-        columns["index"] = rows.indexes
-        for scored in rows.scored:
-            request, span = scored.request, slice(scored.first, scored.first + scored.count)
-            columns["target"][span] = [request.prompt[index] for index in rows.indexes[span]]
-            columns["logprobs"][span] = request.scores.prompt_logprobs
-        return SamplingRows(columns, _penalties(rows), _bias(rows))
 
 
 def _or_none(wanted: int | None) -> int:
     return -1 if wanted is None else wanted
 
 
-def _add_scored(rows: Rows, request: Request, start: int, count: int, offset: int) -> None:
-    """`offset` + position = place among the batch's tokens."""
-    span = request.scored_positions(start, count)
-    if span:
-        rows.scored.append(Scored(request, len(rows.slots), len(span)))
-        rows.slots += [request.slot] * len(span)
-        rows.where += range(span.start + offset, span.stop + offset)
-        rows.indexes += range(span.start + 1, span.stop + 1)
+Adjusted = list[tuple[Request, int]]  # requests that adjust logits, with the first of their rows
 
 
-def _add_sampled(rows: Rows, request: Request, place: int) -> None:
-    known = len(request.sequence.tokens)
-    rows.sampled.append(request)
-    rows.firsts.append(len(rows.slots))
-    for ahead in range(1 + len(request.sequence.drafts)):
-        rows.slots.append(request.slot)
-        rows.where.append(place + ahead)
-        rows.indexes.append(known + ahead)
+def _rows_of(adjusted: Adjusted) -> Iterator[tuple[Request, int, int]]:
+    """A request, its row, and how many drafts come before what the row tells of."""
+    for request, first in adjusted:
+        for ahead in range(1 + len(request.sequence.drafts)):
+            yield request, first + ahead, ahead
 
 
-def _bias(rows: Rows) -> Bias | None:
+def _masks(adjusted: Adjusted, count: int) -> Masks | None:
+    """Which tokens are allowed, in `count` rows."""
+    found = [
+        (row, mask)
+        for request, row, ahead in _rows_of(adjusted)
+        if (mask := request.mask_of(request.replied + ahead)) is not None
+    ]
+    if not found:
+        return None
+    rows = np.full(count, -1, np.int32)
+    rows[[row for row, _ in found]] = range(len(found))
+    return Masks(rows, np.stack([mask for _, mask in found]))
+
+
+def _bias(adjusted: Adjusted, count: int) -> Bias | None:
     """What is added to logits."""
-    parts = {
-        row + ahead: request.bias_of(request.replied + ahead)
-        for request, row in zip(rows.sampled, rows.firsts, strict=True)
-        if request.biased
-        for ahead in range(1 + len(request.sequence.drafts))
-    }
-    if not parts:
+    found = [(row, *request.bias) for request, row, _ in _rows_of(adjusted) if request.bias]
+    if not found:
         return None
-    ids, values = zip(*parts.values(), strict=True)
-    return Bias(_starts(parts, ids, len(rows.slots)), np.concatenate(ids), np.concatenate(values))
+    where, ids, values = zip(*found, strict=True)
+    return Bias(_starts(where, ids, count), np.concatenate(ids), np.concatenate(values))
 
 
-def _penalties(rows: Rows) -> Penalties | None:
+def _penalties(adjusted: Adjusted, count: int) -> Penalties | None:
     """What penalties look at."""
-    parts: dict[int, tuple[I32, I32]] = {}
-    for request, row in zip(rows.sampled, rows.firsts, strict=True):
+    found: list[tuple[int, I32, I32]] = []
+    for request, row in adjusted:
         if request.penalties:
-            parts[row] = request.penalties.ids, request.penalties.counts
-            if request.sequence.drafts:
-                parts |= enumerate(request.penalties.after(request.sequence.drafts), row + 1)
-    if not parts:
+            seen = request.penalties.with_each(request.sequence.drafts)
+            found += ((row + ahead, *entries) for ahead, entries in enumerate(seen))
+    if not found:
         return None
-    ids, counts = zip(*parts.values(), strict=True)
-    return Penalties(_starts(parts, ids, len(rows.slots)), np.concatenate(ids), np.concatenate(counts))
+    where, ids, counts = zip(*found, strict=True)
+    return Penalties(_starts(where, ids, count), np.concatenate(ids), np.concatenate(counts))
 
 
-def _starts(which: Iterable[int], lists: Sequence[I32], rows: int) -> I32:
-    """Where the lists of each of so many rows begin, when these rows have these lists and the others none."""
-    starts = np.zeros(rows + 1, np.int32)
-    starts[[row + 1 for row in which]] = [len(ids) for ids in lists]
+def _starts(rows: Iterable[int], lists: Sequence[I32], count: int) -> I32:
+    """Where the lists of `count` rows begin, when these rows have these lists and the others none."""
+    starts = np.zeros(count + 1, np.int32)
+    starts[[row + 1 for row in rows]] = [len(ids) for ids in lists]
     return starts.cumsum(dtype=np.int32)

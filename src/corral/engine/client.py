@@ -152,7 +152,7 @@ class EngineClient:
         self._last_frame = asyncio.get_running_loop().time()
         self.load = message.load
         takers = self._takers
-        for output in message.outputs:
+        for output in message:
             take = takers.pop(output.id, None) if output.finish else takers.get(output.id)
             if take:
                 take(output)

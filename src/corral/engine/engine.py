@@ -2,17 +2,19 @@
 
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from corral.engine.admission import Limits, check_request
-from corral.engine.arrays import BatchArrays, Rows, Scored
+from corral.engine.arrays import BatchArrays, Rows, RowSpan
 from corral.engine.pace import Pace
-from corral.engine.protocol import Load, Output
+from corral.engine.protocol import Load, Output, Step
 from corral.engine.request import Request
-from corral.engine.scheduler import Plan, Scheduler
+from corral.engine.scheduler import Demand, Plan, Scheduler
 from corral.engine.tables import BlockTables
 from corral.executors.batch import Executor, StepResult
 from corral.types import BLOCK_SIZE, NO_SCORES, FinishReason, SamplingParams, Scores, TokenLogprob
 
+_SEARCHES = 32  # sequences in which a step looks for a first guess
 _BAD_ROW = "the model's output for this request is not a number; its weights or this input are faulty"
 
 
@@ -39,7 +41,9 @@ class Engine:
         self.limits = Limits(options.context_length, options.vocab_size, self.scheduler.capacity)
         longest = min(options.context_length, self.scheduler.capacity)
         groups = len(executor.kv_windows)
-        self._arrays = BatchArrays(self.scheduler.max_sequences, groups, -(-longest // BLOCK_SIZE))
+        self._arrays = BatchArrays(
+            self.scheduler.max_sequences, batch_tokens, tables=(groups, -(-longest // BLOCK_SIZE))
+        )
         self._requests: dict[int, Request] = {}
         self._done: list[Output] = []  # ended without a step
         self._pace = Pace()
@@ -92,103 +96,126 @@ class Engine:
         assert held == {id(request.sequence) for request in self._requests.values()}, "requests and sequences"
         self._arrays.check([r for r in self._requests.values() if r.sequence.tables])
 
-    def step(self) -> list[Output]:
-        """Compute one step and give its outputs. An executor's ValueError fails this step's requests only."""
+    def step(self) -> Step:
+        """Compute one step. An executor's ValueError, in either half, fails this step's requests only."""
         outputs, self._done = self._done, []
         begun = time.perf_counter()
         plan = self._plan()
         for sequence in plan.preempted:
             self._arrays.leave(self._requests[sequence.id])
         if not plan.chunks:
-            return outputs
-        requests = [self._start(sequence.id) for sequence in plan.chunks]
+            return Step(self.load, outputs)
         begun = self._spend("schedule", begun)
-        batch, rows = self._arrays.batch(requests, list(plan.chunks.values()))
+        chunks = [(self._requests[sequence.id], count) for sequence, count in plan.chunks.items()]
+        batch, rows = self._arrays.pack(chunks)
         self._steps += 1
-        begun = self._spend("pack", begun)
+        submitted = begun = self._spend("pack", begun)
         try:
-            result = self.executor.step(batch)
+            self.executor.submit(batch)
+            begun = self._spend("executor", begun)
+            sampling = self._arrays.sampling(rows)
+            begun = self._spend("pack", begun)
+            result = self.executor.collect(sampling)
         except ValueError as error:
-            return outputs + [self._fail(request, f"the step failed: {error}") for request in requests]
+            outputs += [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
+            return Step(self.load, outputs)
         computed = self._spend("executor", begun)
-        self._pace.learn(len(batch.tokens), len(batch.rows), rows.looks, rows.fetched, computed - begun)
-        outputs += self._finish_step(plan, rows, result)
+        self._pace.learn(len(batch.tokens), len(batch.rows), rows.seen, rows.read, computed - submitted)
+        step = self._finish(plan, rows, result, outputs)
         self._spend("finish", computed)
-        return outputs
+        return step
 
     def _plan(self) -> Plan:
-        crowd, drafts = self.scheduler.crowd(), 0
-        if self.options.drafts and crowd.decoding:
-            needed, most = self._pace.draft_chance(crowd), self._pace.drafting(crowd)
-            for request in self._requests.values():
-                request.guess(needed)
-                drafts += len(request.sequence.drafts)
-            drafts = drafts if most is None else min(drafts, most)
-        return self.scheduler.schedule(self._pace.reading(crowd), drafts)
+        demand = self.scheduler.demand()
+        drafts = self._guess(demand) if self.options.drafts and demand.decoding else 0
+        return self.scheduler.schedule(self._pace.reading(demand), drafts)
+
+    def _guess(self, demand: Demand) -> int:
+        """Draft tokens of those that decode; how many to verify. Those without a guess are searched in turn,
+        as a search takes long beside the rest of a step's Python."""
+        needed, most = self._pace.draft_chance(demand), self._pace.drafting(demand)
+        running, drafts = self.scheduler.running, 0
+        every = -(-len(running) // _SEARCHES)
+        for turn, sequence in enumerate(running, self._steps):
+            request = self._requests[sequence.id]
+            if request.guessing or turn % every == 0:
+                drafts += request.guess(needed)
+        return drafts if most is None else min(drafts, most)
 
     def _spend(self, phase: str, begun: float) -> float:
         now = time.perf_counter()
         self.phases[phase] += now - begun
         return now
 
-    def _start(self, id: int) -> Request:
-        request = self._requests[id]
-        if request.slot < 0:
-            self._arrays.enter(request)
-            if not request.started:
-                request.started = time.monotonic_ns()
-        return request
-
-    def _finish_step(self, plan: Plan, rows: Rows, result: StepResult) -> list[Output]:
+    def _finish(self, plan: Plan, rows: Rows, result: StepResult, outputs: list[Output]) -> Step:
+        """Give the requests what was sampled: one token each of those that decode, then the others'."""
         self.scheduler.advance(plan)
-        tokens: list[int] = result.tokens.tolist()
-        outputs = []
-        for scored in rows.scored:
-            output = self._take_scores(scored, tokens, result)
-            if output:
-                outputs.append(output)
-        now = time.monotonic_ns()
-        for request, row in zip(rows.sampled, rows.firsts, strict=True):
-            if request.slot >= 0:  # its scores may just have failed it
-                outputs.append(self._take_tokens(request, tokens, row, result, now))
-        return outputs
+        self._arrays.advance(rows, result.tokens)
+        ids, tokens = [], []
+        sampled: list[int] = result.tokens.tolist()
+        for row, request in enumerate(rows.decoding):
+            token = sampled[row]
+            finish = request.push(token) if token >= 0 else FinishReason.ERROR
+            if finish is None and request.plain:
+                ids.append(request.id)
+                tokens.append(token)
+            else:
+                outputs.append(self._output(request, sampled[row : row + 1], row, result, finish))
+        for span in rows.scored:
+            outputs += self._take_scores(span, sampled, result)
+        for span in rows.sampled:
+            if span.request.slot >= 0:  # its scores may just have failed it
+                outputs.append(self._take_tokens(span, sampled, result))
+        return Step(self.load, outputs, ids, tokens)
 
-    def _take_scores(self, scored: Scored, tokens: list[int], result: StepResult) -> Output | None:
-        request, wanted = scored.request, scored.request.scores.prompt_logprobs or 0
-        for row in range(scored.first, scored.first + scored.count):
-            if tokens[row] < 0:
-                return self._fail(request, _BAD_ROW)
+    def _take_scores(self, span: RowSpan, sampled: list[int], result: StepResult) -> list[Output]:
+        """An output if the request ends with these scores."""
+        request, wanted = span.request, span.request.scores.prompt_logprobs or 0
+        for row in range(span.first, span.first + span.count):
+            if sampled[row] < 0:
+                return [self._fail(request, _BAD_ROW)]
             request.scored.append(_logprob(result, row, request.prompt[len(request.scored)], wanted))
         if request.replies or len(request.scored) < len(request.prompt):
-            return None
+            return []
         self._remove(request)
-        return _last(request, FinishReason.LENGTH)
+        return [_last(request, FinishReason.LENGTH)]
 
-    def _take_tokens(
-        self, request: Request, sampled: list[int], row: int, result: StepResult, now: int
-    ) -> Output:
-        drafts = request.sequence.drafts
+    def _take_tokens(self, span: RowSpan, sampled: list[int], result: StepResult) -> Output:
+        """The output of a request that has read its prompt, or has drafts and keeps those that were right."""
+        request, drafts = span.request, span.request.sequence.drafts
         taken: list[int] = []
         finish = None
-        while finish is None and sampled[row + len(taken)] >= 0:
-            taken.append(sampled[row + len(taken)])
-            finish = request.push(taken[-1], now)
-            if len(taken) > len(drafts) or taken[-1] != drafts[len(taken) - 1]:
+        for token, draft in zip_longest(sampled[span.first : span.first + span.count], drafts):
+            if token < 0:
+                finish = None if taken else FinishReason.ERROR
                 break
-        if not taken:
-            return self._fail(request, _BAD_ROW)
-        if drafts:
+            taken.append(token)
+            finish = request.push(token)
+            if finish or token != draft:
+                break
+        if drafts and taken:
             self._drafted += len(drafts)
             self._accepted += len(taken) - 1
-            self.scheduler.settle(request.sequence, len(taken) - 1)
-            self._arrays.settle(request)
-        wanted = request.scores.logprobs
+            self.scheduler.accept(request.sequence, len(taken) - 1)
+            self._arrays.trim(request)
+        if not finish:
+            self._arrays.decode(request)
+        return self._output(request, taken, span.first, result, finish)
+
+    def _output(
+        self, request: Request, taken: list[int], row: int, result: StepResult, finish: FinishReason | None
+    ) -> Output:
+        """What a request is told that was given these tokens, whose logits were those from this row."""
+        if finish is FinishReason.ERROR:
+            return self._fail(request, _BAD_ROW)
+        first, wanted = not request.first, request.scores.logprobs
+        if first:
+            request.first = time.monotonic_ns()
         logprobs = []
         if wanted is not None:
             logprobs = [_logprob(result, at, token, wanted) for at, token in enumerate(taken, row)]
         if finish:
             self._remove(request)
-        first = request.first == now
         return Output(
             id=request.id,
             tokens=taken,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from corral.engine.scheduler import Crowd
+from corral.engine.scheduler import Demand
 
 # A step that decodes may take so many times as long again for every reply that somebody waits for: twice as
 # long at the median of a noisy machine, and within three times nearly always.
@@ -36,14 +36,14 @@ class Costs:
     look: float = 0.0
     fetch: float = 0.0
 
-    def decoding(self, crowd: Crowd) -> float:
+    def decoding(self, demand: Demand) -> float:
         """What a step takes that only decodes."""
         each, context = self.token + self.row, self.look + self.fetch
-        return self.fixed + each * crowd.decoding + context * crowd.held
+        return self.fixed + each * demand.decoding + context * demand.context
 
-    def draft(self, crowd: Crowd) -> float:
+    def draft(self, demand: Demand) -> float:
         """What one draft adds to that."""
-        return self.token + self.row + self.look * crowd.held / max(1, crowd.decoding)
+        return self.token + self.row + self.look * demand.context / max(1, demand.decoding)
 
 
 class Pace:
@@ -84,32 +84,32 @@ class Pace:
             self._stale = False
         return self._costs
 
-    def reading(self, crowd: Crowd) -> int | None:
+    def reading(self, demand: Demand) -> int | None:
         """Tokens of prompts that a step may read beside those that decode; None is no limit.
 
         One newcomer makes the others' steps about twice as long. Many at once are read nearly at
         full speed: then more people wait for a first token than for the next one.
         """
-        if not crowd.decoding or not crowd.readers:
+        if not demand.decoding or not demand.prefilling:
             return None
         costs = self.costs
-        allowed = _STRETCH * crowd.readers * costs.decoding(crowd)
-        each = costs.token + costs.look * crowd.place
-        tokens = int((allowed - costs.fetch * crowd.place) / each) if each > 0 else 0
+        allowed = _STRETCH * demand.prefilling * costs.decoding(demand)
+        each = costs.token + costs.look * demand.prefilled
+        tokens = int((allowed - costs.fetch * demand.prefilled) / each) if each > 0 else 0
         return max(LEAST_READING, tokens)
 
-    def drafting(self, crowd: Crowd) -> int | None:
+    def drafting(self, demand: Demand) -> int | None:
         """Drafts that a step may verify in all; None is no limit. They make it longer for everybody."""
-        draft = self.costs.draft(crowd)
-        if crowd.decoding < 2 or not draft:
+        draft = self.costs.draft(demand)
+        if demand.decoding < 2 or not draft:
             return None
-        share = _STRETCH / 2 if crowd.readers else _STRETCH  # a prompt makes it longer too
-        return int(share * self.costs.decoding(crowd) / draft)
+        share = _STRETCH / 2 if demand.prefilling else _STRETCH  # a prompt makes it longer too
+        return int(share * self.costs.decoding(demand) / draft)
 
-    def draft_chance(self, crowd: Crowd) -> float:
+    def draft_chance(self, demand: Demand) -> float:
         """How likely a draft must be right for its row to give more tokens a second."""
-        step = self.costs.decoding(crowd)
-        return _MARGIN * self.costs.draft(crowd) * crowd.decoding / step if step else 1.0
+        step = self.costs.decoding(demand)
+        return _MARGIN * self.costs.draft(demand) * demand.decoding / step if step else 1.0
 
 
 def _solve(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

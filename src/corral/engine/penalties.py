@@ -47,8 +47,11 @@ class PenaltyCounts:
         """How often presence and frequency see each."""
         return self._counts[: self.size]
 
-    def after(self, drafts: list[int]) -> Iterator[tuple[I32, I32]]:
-        """Ids and counts as they would be after each of these tokens more; nothing is changed."""
+    def with_each(self, drafts: list[int]) -> Iterator[tuple[I32, I32]]:
+        """Ids and counts as they are, then as they would be after each of these tokens more."""
+        yield self.ids, self.counts
+        if not drafts:
+            return
         counts = dict(zip(self.ids.tolist(), self.counts.tolist(), strict=True))
         known = self.tokens + drafts if self.window is not None and self.window > 0 else []
         for end, token in enumerate(drafts, len(self.tokens) + 1):

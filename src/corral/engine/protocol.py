@@ -4,6 +4,8 @@ The server sends Add, Cancel and Stop; the engine answers Ready or LoadFailed on
 step. A frame longer than MAX_FRAME ends the connection. Nothing on this socket is ever unpickled.
 """
 
+from collections.abc import Iterator
+
 import msgspec
 
 from corral.types import NO_SCORES, FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
@@ -95,11 +97,22 @@ class Load(msgspec.Struct, frozen=True):
     accepted: int = 0  # of these, right
 
 
-class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one step gave."""
+class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
+    """What one step gave. Iterating it gives an Output for each sequence.
 
-    outputs: list[Output]
+    A sequence that got one token and nothing else, as most did, is an entry of `ids` and of `tokens`: two
+    lists of integers are encoded and decoded in a tenth of the time of as many Outputs.
+    """
+
     load: Load
+    outputs: list[Output] = []
+    ids: list[int] = []
+    tokens: list[int] = []
+
+    def __iter__(self) -> Iterator[Output]:
+        for id, token in zip(self.ids, self.tokens, strict=True):
+            yield Output(id, [token])
+        yield from self.outputs
 
 
 ToEngine = Add | Cancel | Stop

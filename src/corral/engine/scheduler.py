@@ -28,13 +28,13 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
-    """Who is there for the next step."""
+class Demand:
+    """What waits for the next step."""
 
-    decoding: int
-    held: int  # tokens computed of those that decode
-    readers: int  # those that read their prompt, or could begin to
-    place: int  # tokens computed of the one that reads next
+    decoding: int  # sequences that decode
+    context: int  # tokens that these have computed, all together
+    prefilling: int  # sequences that read their prompt, or could begin to
+    prefilled: int  # tokens that the first of these has computed
 
 
 class Scheduler:
@@ -71,15 +71,21 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def crowd(self) -> Crowd:
-        """How many decode and read, and how far they are."""
-        decoding = [sequence.computed for sequence in self.running if sequence.pending == 1]
-        readers = [sequence for sequence in self.running if sequence.pending > 1]
-        return Crowd(
-            decoding=len(decoding),
-            held=sum(decoding),
-            readers=len(readers) + min(self.max_sequences - len(self.running), len(self.waiting)),
-            place=min(readers, key=_turn).computed if readers else 0,
+    def demand(self) -> Demand:
+        """How many sequences decode and read, and how far they are."""
+        decoding = context = 0
+        readers = []
+        for sequence in self.running:
+            if len(sequence.tokens) - sequence.computed == 1:
+                decoding += 1
+                context += sequence.computed
+            else:
+                readers.append(sequence)
+        return Demand(
+            decoding=decoding,
+            context=context,
+            prefilling=len(readers) + min(self.max_sequences - len(self.running), len(self.waiting)),
+            prefilled=min(readers, key=_turn).computed if readers else 0,
         )
 
     def schedule(self, reading: int | None = None, drafts: int = 0) -> Plan:
@@ -91,10 +97,15 @@ class Scheduler:
         plan = Plan(budget=self.batch_tokens)
         readers = []
         for sequence in tuple(self.running):
-            if sequence.pending == 1:
-                self._grant(sequence, plan)
-            else:
+            if len(sequence.tokens) - sequence.computed != 1:
                 readers.append(sequence)
+            elif (
+                sequence.computed % self.tables.block_size
+            ):  # its block is there: the step of nearly everybody
+                plan.chunks[sequence] = 1
+                plan.budget -= 1
+            else:
+                self._grant(sequence, plan)
         kept = 0
         if plan.chunks and reading is not None:
             kept = max(0, plan.budget - max(1, reading))
@@ -108,19 +119,24 @@ class Scheduler:
         return plan
 
     def advance(self, plan: Plan) -> None:
-        """The step was computed: move on past all but drafts, which `settle` decides about."""
+        """The step was computed: count all tokens as computed but drafts, which `accept` decides about."""
+        size = self.tables.block_size
         for sequence, count in plan.chunks.items():
-            self._move(sequence, count - len(sequence.drafts))
+            sequence.computed += count - len(sequence.drafts) if sequence.drafts else count
+            if sequence.computed // size > sequence.published:
+                self.tables.advance(sequence)
 
-    def settle(self, sequence: Sequence, right: int) -> None:
+    def accept(self, sequence: Sequence, right: int) -> None:
         """So many of its drafts came true and are among its tokens now; the others' blocks are given back."""
         sequence.drafts = []
-        self._move(sequence, right)
+        sequence.computed += right
+        self.tables.advance(sequence)
         self.tables.trim(sequence)
 
     def wasted_tokens(self) -> int:
-        """Places in used blocks that hold no token."""
-        return sum(map(self.tables.wasted, self.running))
+        """Places in used blocks that hold no token: between steps, those behind a sequence's last one."""
+        size = self.tables.block_size
+        return len(self.tables.windows) * sum([-sequence.computed % size for sequence in self.running])
 
     def check(self) -> None:
         """Raise AssertionError unless the books balance; call between steps."""
@@ -128,7 +144,7 @@ class Scheduler:
         assert len(self.running) <= self.max_sequences, "too many running"
         for sequence in self.running:
             assert sequence.pending >= 1, "a running sequence has nothing to do"
-            assert not sequence.drafts, "drafts are not settled"
+            assert not sequence.drafts, "drafts are undecided"
         assert all(not s.tables and not s.computed for s in self.waiting), "a waiting sequence holds blocks"
 
     def _grant(self, sequence: Sequence, plan: Plan) -> None:
@@ -166,10 +182,6 @@ class Scheduler:
         plan.budget += plan.chunks.pop(sequence, 0)
         plan.preempted.append(sequence)
         self.preemptions += 1
-
-    def _move(self, sequence: Sequence, count: int) -> None:
-        sequence.computed += count
-        self.tables.advance(sequence)
 
     def _read_prompts(self, readers: list[Sequence], plan: Plan) -> None:
         """Hand what is left of the budget to those that read and those that can be admitted, in turn."""

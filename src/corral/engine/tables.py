@@ -127,10 +127,6 @@ class BlockTables:
             self.pool.release(table[needed:])
             del table[needed:]
 
-    def wasted(self, sequence: Sequence) -> int:
-        """Places in its blocks that hold no token: in the last block of each group."""
-        return len(self.windows) * (len(sequence.tables[0]) * self.block_size - sequence.computed)
-
     def check(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless the books balance; call between steps."""
         self.pool.check([*_blocks_of(sequence.tables)] for sequence in running)

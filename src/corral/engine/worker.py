@@ -84,15 +84,16 @@ def serve(engine: Engine, connection: socket.socket) -> int:
     arrivals = select.poll()
     arrivals.register(connection, select.POLLIN)
     while True:
-        outputs = []
+        refused = []
         if not engine.has_work and inbox.empty():
-            outputs += _take(engine, _sleep(engine, inbox))
+            refused += _take(engine, _sleep(engine, inbox))
         # What has arrived counts before the next step, also where the reader thread has not come to it yet.
         while not inbox.empty() or arrivals.poll(0):
-            outputs += _take(engine, inbox.get())
-        outputs += engine.step()
+            refused += _take(engine, inbox.get())
+        step = engine.step()
+        step.outputs.extend(refused)
         begun = time.perf_counter()
-        _send_step(connection, Step(outputs, engine.load))
+        _send_step(connection, step)
         engine.phases["send"] += time.perf_counter() - begun
 
 
@@ -139,8 +140,8 @@ def _send_step(connection: socket.socket, step: Step) -> None:
     try:
         _send(connection, step)
     except BadFrame:
-        for output in step.outputs:
-            _send(connection, Step([output], step.load))
+        for output in step:
+            _send(connection, Step(step.load, [output]))
 
 
 def _send(connection: socket.socket, message: FromEngine) -> None:

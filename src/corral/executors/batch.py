@@ -1,7 +1,10 @@
 """What an executor is given for one step, and what it gives back.
 
-Letters: N tokens in the step, B sequences, G groups of KV layers, P blocks of the longest table, R rows whose
-logits are wanted.
+A step has two halves: `submit` takes the tokens, `collect` how their logits become tokens. What only sampling
+needs, such as a grammar's masks, is prepared between the two, while a device of its own already computes.
+
+Letters: N tokens in the step, B sequences, G groups of KV layers, S slots, P blocks of the longest table that
+a sequence can have, R rows whose logits are wanted, V tokens of the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from corral.types import MAX_TOP_LOGPROBS
 
 I32 = NDArray[np.int32]
+U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 
 
@@ -56,10 +60,23 @@ class Bias:
 
 
 @dataclass(frozen=True, slots=True)
+class Masks:
+    """Which tokens rows may be given: those whose bits are set. They apply before bias and penalties.
+
+    Bit i of word w is token 32 * w + i. A row whose mask allows no token fails as if its logits were no
+    numbers.
+    """
+
+    rows: I32  # [R]: the mask of each row, -1 = every token is allowed
+    bits: U32  # [masks, ceil(V / 32)]
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingRows:
     """How to treat each logit row; None where no row has any."""
 
     columns: NDArray[np.void]  # [R] of COLUMNS
+    masks: Masks | None = None
     penalties: Penalties | None = None
     bias: Bias | None = None
 
@@ -68,23 +85,28 @@ class SamplingRows:
 class Batch:
     """The tokens of one step: for each sequence some consecutive positions.
 
-    Position p of sequence b lies, for the layers of group g, in block blocks[g, b, p // BLOCK_SIZE]. Entries
-    are valid from the first block that the sequence's first row sees to the block of its last row; the others
-    may be anything.
+    Position p of sequence b lies, for the layers of group g, in block tables[g, slots[b], p // BLOCK_SIZE].
+    Entries are valid from the first block that the sequence's first row sees to the block of its last row;
+    the others may be anything. An engine's arrays keep their addresses for its life.
     """
 
     tokens: I32  # [N]
     positions: I32  # [N]
     starts: I32  # [B + 1]: rows of sequence b are starts[b]:starts[b + 1]
-    blocks: I32  # [G, B, P]
+    slots: I32  # [B]: no two alike
+    tables: I32  # [G, S, P]
     rows: I32  # [R]: which of the N rows want logits
-    sampling: SamplingRows
     inputs: F32 | None = None  # [N, width] for a Program with an Input; its tokens say nothing
+
+    def tables_of(self, group: int) -> I32:
+        """The block table of each sequence for one group of layers, [B, P]."""
+        tables: I32 = self.tables[group, self.slots]
+        return tables
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came out for each logit row. Log-probs are of the raw distribution, before any filter or bias."""
+    """What came out for each logit row. Log-probs are of the raw distribution, before masks and all else."""
 
     tokens: I32  # [R]: the sampled token, or the target
     logprobs: F32  # [R], 0 where none were wanted
@@ -112,8 +134,15 @@ class Executor(Protocol):
     kv_windows: tuple[int | None, ...]  # what each group of KV layers sees
     max_tokens: int  # the largest N of a step
 
-    def step(self, batch: Batch) -> StepResult:
-        """Run one step; blocks without the GIL where the executor is native."""
+    def submit(self, batch: Batch) -> None:
+        """Begin a step; ValueError if the batch does not fit. Its arrays must last until `collect` ends."""
+        ...
+
+    def collect(self, sampling: SamplingRows) -> StepResult:
+        """End the step submitted last; ValueError if the batch or its sampling do not fit.
+
+        Blocks without the GIL where the executor is native.
+        """
         ...
 
     def buffer(self, index: int) -> NDArray[Any]:

@@ -1,4 +1,7 @@
-"""The native executor: packs a Program's weights once, then runs each step in one C++ call."""
+"""The native executor: packs a Program's weights once, then runs each step in one C++ call.
+
+The call is made by `collect`: the threads that compute are those that would prepare the sampling meanwhile.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corral import _native
-from corral.executors.batch import Batch, StepResult
+from corral.executors.batch import Batch, SamplingRows, StepResult
 from corral.executors.packing import pack
 from corral.models.ops import Role, numbers_in
 from corral.models.program import Program
@@ -51,9 +54,15 @@ class NativeExecutor:
         for op in program.ops:
             self._program.add(op)
         self._program.finish()
+        self._batch: Batch
 
-    def step(self, batch: Batch) -> StepResult:
-        """Run one step without the GIL; ValueError if the batch does not fit."""
+    def submit(self, batch: Batch) -> None:
+        """Keep the batch for `collect`."""
+        self._batch = batch
+
+    def collect(self, sampling: SamplingRows) -> StepResult:
+        """Run the whole step without the GIL; ValueError if the batch or its sampling do not fit."""
+        batch = self._batch
         rows = len(batch.rows)
         if self._output_width:
             result = StepResult.of_vectors(np.empty((rows, self._output_width), np.float32))
@@ -64,7 +73,7 @@ class NativeExecutor:
                 top_tokens=np.empty((rows, MAX_TOP_LOGPROBS), np.int32),
                 top_logprobs=np.empty((rows, MAX_TOP_LOGPROBS), np.float32),
             )
-        self._open().step(batch, result)
+        self._open().step(batch, sampling, result)
         return result
 
     def buffer(self, index: int) -> NDArray[Any]:

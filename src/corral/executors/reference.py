@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from corral.executors.batch import F32, I32, Batch, StepResult
+from corral.executors.batch import F32, I32, Batch, SamplingRows, StepResult
 from corral.executors.reference_sampling import sample
 from corral.models.ops import (
     Activation,
@@ -60,17 +60,20 @@ class ReferenceExecutor:
         self.vectors: F32 = np.zeros((0, 0), np.float32)
         self._weights: dict[tuple[int, int], F32] = {}
 
-    def step(self, batch: Batch) -> StepResult:
-        """Run every op, then sample or score each wanted row."""
+    def submit(self, batch: Batch) -> None:
+        """Run every op."""
         if len(batch.tokens) > self.max_tokens:
             raise ValueError(f"a step of {len(batch.tokens)} tokens; this executor takes {self.max_tokens}")
         self.buffers = [np.zeros((0, buffer.width), np.float32) for buffer in self.program.buffers]
         with np.errstate(over="ignore", invalid="ignore"):  # rows that are not numbers fail in sampling
             for op in self.program.ops:
                 RUN[type(op)](self, op, batch)
+
+    def collect(self, sampling: SamplingRows) -> StepResult:
+        """Sample or score each wanted row, or give its vectors."""
         if self.program.output_width:
             return StepResult.of_vectors(self.vectors)
-        return sample(self.logits, batch.sampling)
+        return sample(self.logits, sampling)
 
     def buffer(self, index: int) -> NDArray[Any]:
         """A copy of a buffer as the last step left it."""
@@ -150,7 +153,7 @@ def _rope(run: ReferenceExecutor, op: Rope, batch: Batch) -> None:
 
 def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
     keys, values = run.keys[op.layer], run.values[op.layer]
-    tables = batch.blocks[run.group_of[op.layer]]
+    tables = batch.tables_of(run.group_of[op.layer])
     block = tables[_sequence_of_rows(batch), batch.positions // BLOCK_SIZE]
     slot = batch.positions % BLOCK_SIZE
     keys[block, slot] = run.rows(op.k).reshape(-1, *keys.shape[2:])
@@ -160,7 +163,7 @@ def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
 def _attention(run: ReferenceExecutor, op: Attention, batch: Batch) -> None:
     q, rows = run.rows(op.q), _rows_of(run, op.q, batch)
     out, owner = np.empty_like(q), _sequence_of_rows(batch)[rows]
-    for sequence, blocks in enumerate(batch.blocks[run.group_of[op.layer]]):
+    for sequence, blocks in enumerate(batch.tables_of(run.group_of[op.layer])):
         own = owner == sequence
         out[own] = _attend(run, op, q[own], batch.positions[rows[own]], blocks)
     run.write(op.out, out)

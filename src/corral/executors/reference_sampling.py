@@ -1,7 +1,7 @@
 """From logits to tokens, row by row: the definition of correct for every executor's sampler.
 
-The order: raw log-probs; bias, repetition, frequency, presence; greedy, or temperature, min_p, top_k, top_p
-and a draw. Among equal logits the lower id goes first.
+The order: raw log-probs; mask, bias, repetition, frequency, presence; greedy, or temperature, min_p, top_k,
+top_p and a draw. Among equal logits the lower id goes first.
 """
 
 import numpy as np
@@ -48,8 +48,12 @@ def _report(raw: F32, alternatives: int, r: int, result: StepResult) -> None:
 
 
 def _adjusted(raw: F32, rows: SamplingRows, r: int) -> F32:
-    """Logits with the bias and the penalties that this row asks for."""
+    """Logits with the mask, the bias and the penalties that this row asks for."""
     logits = raw.copy()
+    if rows.masks and rows.masks.rows[r] >= 0:
+        words = rows.masks.bits[rows.masks.rows[r]]
+        allowed = words[:, None] >> np.arange(32, dtype=np.uint32) & 1  # [V / 32, 32]
+        logits[allowed.reshape(-1)[: len(logits)] == 0] = -np.inf
     if rows.bias:
         bias = slice(rows.bias.starts[r], rows.bias.starts[r + 1])
         logits[rows.bias.ids[bias]] += rows.bias.values[bias]
