@@ -31,7 +31,7 @@ void Candidates::add(const PointwiseKernels& kernels, const float* logits, int f
 }
 
 void Candidates::add(const Candidates& other) {
-  raise(other.floor_);  // true of the row, whoever found it
+  raise(other.floor_);  // a floor holds for the row's whole vocabulary, whichever thread found it
   list_.insert(list_.end(), other.list_.begin(), other.list_.end());
 }
 

@@ -23,20 +23,21 @@ struct Weights {
   float of(float logit) const;
 };
 
-// Those that reach a floor, and of them the `most` largest: the same set in whatever parts they come.
+// The candidates that reach a floor, and of these the `most` largest. Whatever order the vocabulary's parts are added
+// in, and on whatever threads, the set is the same.
 class Candidates {
  public:
-  // Forgets what it has.
+  // Begins with none, and the lowest floor.
   void start(size_t most);
-  // Lower logits are wanted no more.
+  // From now on candidates below this logit are dropped.
   void raise(float floor) { floor_ = floor > floor_ ? floor : floor_; }
   // Logits of tokens [first, first + n), the largest of which is `maximum`.
   void add(const PointwiseKernels& kernels, const float* logits, int first, int n, float maximum);
   void add(const Candidates& other);
 
-  // Drops what is wanted no more.
+  // Drops the candidates below the floor, and those beyond the `most` largest.
   void prune();
-  // The same, leaving an order that does not tell how the candidates came.
+  // Prunes and sorts, so that the list no longer depends on the order in which parts were added.
   void sort_by_likelihood();
   void sort_by_id();
 

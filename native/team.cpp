@@ -27,7 +27,7 @@ void relax() {
 Team::Team(int threads) {
   try {
     for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
-  } catch (...) {  // the system has no thread left for us: those made must end before they are destroyed
+  } catch (...) {  // the system gives no more threads: those that run must end before they are destroyed
     end();
     throw;
   }
@@ -72,13 +72,13 @@ void Team::wait_for_others() {
     relax();
     left = pending_.load(std::memory_order_acquire);
   }
-  while (left != 0) {  // whoever holds the last chunks may need this very core
+  while (left != 0) {  // sleep: the thread that holds the last chunks may be waiting for this core
     pending_.wait(left, std::memory_order_acquire);
     left = pending_.load(std::memory_order_acquire);
   }
 }
 
-// Tells of what it did at the end alone: another thread's cache holds the count.
+// `pending_` is written once for all chunks taken: each write takes its cache line from another core.
 void Team::take_chunks(int thread) {
   uint32_t done = 0;
   while (take_chunk(thread)) ++done;

@@ -17,8 +17,8 @@ machines = st.builds(
 )
 
 
-def true_seconds(machine, tokens, rows, looks, fetched):
-    context = machine.look * looks + machine.fetch * fetched
+def true_seconds(machine, tokens, rows, attended, fetched):
+    context = machine.attend * attended + machine.read * fetched
     return machine.fixed + machine.token * tokens + machine.row * rows + context
 
 
@@ -28,11 +28,11 @@ def demand(decoding, prefilling=1, prefilled=0, context=300):
 
 def beside(machine, demand, reading):
     """Seconds of a step that decodes and reads."""
-    looks, fetched = (
+    attended, fetched = (
         demand.context + reading * demand.prefilled,
         demand.context + (reading > 0) * demand.prefilled,
     )
-    return true_seconds(machine, demand.decoding + reading, demand.decoding, looks, fetched)
+    return true_seconds(machine, demand.decoding + reading, demand.decoding, attended, fetched)
 
 
 def learnt(machine, noise=0.05, seed=0):

@@ -39,8 +39,8 @@ class Rows:
     )  # of others that sample: a row, and one for each draft
     scored: list[RowSpan] = field(default_factory=list)  # of prompts whose tokens are scored
     slots: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))  # [R], of their requests
-    seen: int = 0  # positions that the batch's tokens attend to, added up
-    read: int = 0  # the same, counted once for all tokens of a sequence
+    attended: int = 0  # positions that each of the batch's tokens sees, added up
+    context: int = 0  # the same, counted once for all tokens of a sequence
 
 
 @dataclass(slots=True)
@@ -152,18 +152,18 @@ class BatchArrays:
 
     def pack(self, chunks: Iterable[tuple[Request, int]]) -> tuple[Batch, Rows]:
         """The arrays for computing so many next tokens of each request; they last until the next call."""
-        rows, slots, others, seen = Rows(), [], [], 0
+        rows, slots, others, context = Rows(), [], [], 0
         for request, count in chunks:
             if count == 1 and request.decodes:
                 rows.decoding.append(request)
                 slots.append(request.slot)
                 computed = request.sequence.computed
-                seen += computed
+                context += computed
                 if not computed % BLOCK_SIZE:  # the token begins a new block
                     self._list_blocks(request)
             else:
                 others.append((request, count))
-        rows.seen = rows.read = seen
+        rows.attended = rows.context = context
         lists = _Lists(len(slots))
         for request, count in others:
             self._add(request, count, rows, lists)
@@ -178,8 +178,8 @@ class BatchArrays:
             self.enter(request)
         self._list_blocks(request)
         lists.add(request, count)
-        rows.seen += count * start + count * (count - 1) // 2
-        rows.read += start + count - 1
+        rows.attended += count * start + count * (count - 1) // 2
+        rows.context += start + count - 1
         scored = request.scored_positions(start, count)
         if scored:
             rows.scored.append(lists.want(request, scored.start + 1, len(scored)))

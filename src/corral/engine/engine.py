@@ -120,7 +120,9 @@ class Engine:
             outputs += [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
             return Step(self.load, outputs)
         computed = self._spend("executor", begun)
-        self._pace.learn(len(batch.tokens), len(batch.rows), rows.seen, rows.read, computed - submitted)
+        self._pace.learn(
+            len(batch.tokens), len(batch.rows), rows.attended, rows.context, computed - submitted
+        )
         step = self._finish(plan, rows, result, outputs)
         self._spend("finish", computed)
         return step

@@ -1,4 +1,16 @@
-"""What a step costs, learnt from the steps that were made, and what the next one may therefore take on."""
+"""What a step costs, fitted to the steps that were made, and what the next one may therefore take on.
+
+The seconds of a step are taken for a sum over its work,
+
+    fixed + token * tokens + row * rows + attend * attended + read * context
+
+of `tokens` computed, `rows` of logits, `attended` positions (those that each token sees, added up) and
+`context` (the same, counted once for all tokens of a sequence, as their keys and values are read once). The
+five costs are those, none negative, that make least
+
+    sum over steps of ((fitted seconds / measured seconds - 1) / age)^2
+        + sum over costs of (_RIDGE / fewest measured seconds a token * cost / unit)^2
+"""
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -8,42 +20,39 @@ from numpy.typing import NDArray
 
 from corral.engine.scheduler import Demand
 
-# A step that decodes may take so many times as long again for every reply that somebody waits for: twice as
-# long at the median of a noisy machine, and within three times nearly always.
+# A step that decodes may take so many times as long again for each prompt that waits to be read. With one prompt
+# it then takes twice as long at the median, and on a noisy machine less than three times nearly always.
 _STRETCH = 1.0
 LEAST_READING = 4  # tokens; fewer would only waste the step's fixed cost
 _MARGIN = 1.25  # a draft has to be so much better than none
 
-_KEPT = 8  # steps of a kind; their median is what counts, so that one held up by a neighbour does not
+_KEPT = 8  # steps of a kind; their median is fitted, so that one that another process held up does not count
 _KINDS = 64  # of steps; more are not kept
-_AGEING = 100  # steps after which what was measured counts half
-# What cannot be told apart is taken for the cost with the larger unit. A row's and a fetched token's are
-# alike while all decode at like lengths: drafts are dear only once tried.
-_DOUBT = 0.001
-_UNITS = np.array((1.0, 1.0, 0.01, 1e-4, 1e-3))
+_AGEING = 100  # steps after which a kind's median weighs half
+# Work that has always grown together has costs that no fit can tell apart: the ridge gives all to the one of
+# the larger unit. So while no step has verified drafts, rows and attending count as free, drafts as cheap.
+_RIDGE = 0.001
+_UNITS = np.array((1.0, 1.0, 0.01, 1e-4, 1e-3))  # of Costs' fields
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of a step, of each token, of each logit row, of each earlier token that a token looks at.
-
-    An earlier token is fetched once for all tokens of a step that look at it.
-    """
+    """Seconds that work takes: a step's own, and each unit of the four kinds above."""
 
     fixed: float = 0.0
     token: float = 0.0
     row: float = 0.0
-    look: float = 0.0
-    fetch: float = 0.0
+    attend: float = 0.0
+    read: float = 0.0
 
     def decoding(self, demand: Demand) -> float:
         """What a step takes that only decodes."""
-        each, context = self.token + self.row, self.look + self.fetch
+        each, context = self.token + self.row, self.attend + self.read
         return self.fixed + each * demand.decoding + context * demand.context
 
     def draft(self, demand: Demand) -> float:
         """What one draft adds to that."""
-        return self.token + self.row + self.look * demand.context / max(1, demand.decoding)
+        return self.token + self.row + self.attend * demand.context / max(1, demand.decoding)
 
 
 class Pace:
@@ -55,9 +64,9 @@ class Pace:
         self._costs = Costs()
         self._stale = False
 
-    def learn(self, tokens: int, rows: int, looks: int, fetched: int, seconds: float) -> None:
-        """A step took so long that had so many tokens, logit rows and earlier tokens to look at."""
-        work = (tokens, rows, looks, fetched)
+    def learn(self, tokens: int, rows: int, attended: int, context: int, seconds: float) -> None:
+        """A step with this work took so long."""
+        work = (tokens, rows, attended, context)
         self._steps += 1
         key = tuple(map(int.bit_length, work))
         kind = self._kinds.get(key)
@@ -72,14 +81,14 @@ class Pace:
 
     @property
     def costs(self) -> Costs:
-        """Least squares of the relative errors, over the median step of each kind."""
+        """The best fit so far."""
         if self._stale:
             each, tokens, *work = np.array([kind.median() for kind in self._kinds.values()]).T
-            ages = np.array([self._steps - kind.last for kind in self._kinds.values()])
-            weights = 1 / (each * (1 + ages / _AGEING))
+            ages = np.array([1 + (self._steps - kind.last) / _AGEING for kind in self._kinds.values()])
+            weights = 1 / (each * ages)  # `each` = seconds a token, so what is fitted are relative errors
             steps = (np.stack((np.ones_like(tokens), tokens, *work)) * weights / tokens).T * _UNITS
-            doubt = np.eye(len(_UNITS)) * (_DOUBT / each.min()) ** 2
-            found = _solve(steps.T @ steps + doubt, steps.T @ (weights * each))
+            ridge = np.eye(len(_UNITS)) * (_RIDGE / each.min()) ** 2
+            found = _solve(steps.T @ steps + ridge, steps.T @ (weights * each))
             self._costs = Costs(*(found * _UNITS).tolist())
             self._stale = False
         return self._costs
@@ -94,8 +103,8 @@ class Pace:
             return None
         costs = self.costs
         allowed = _STRETCH * demand.prefilling * costs.decoding(demand)
-        each = costs.token + costs.look * demand.prefilled
-        tokens = int((allowed - costs.fetch * demand.prefilled) / each) if each > 0 else 0
+        each = costs.token + costs.attend * demand.prefilled
+        tokens = int((allowed - costs.read * demand.prefilled) / each) if each > 0 else 0
         return max(LEAST_READING, tokens)
 
     def drafting(self, demand: Demand) -> int | None:
@@ -113,7 +122,7 @@ class Pace:
 
 
 def _solve(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solve normal equations without negative values: what would be negative is left out."""
+    """Solve normal equations with no value negative: as long as one is, the least is taken for 0."""
     found = np.zeros(len(target))
     used = np.arange(len(target))
     while len(used):
@@ -126,7 +135,7 @@ def _solve(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[
 
 
 class _Kind:
-    """The last steps with about as much of all: seconds a token, tokens, rows, looks, tokens fetched."""
+    """The last steps with about the same work: seconds a token, tokens, rows, attended, context."""
 
     def __init__(self) -> None:
         self.steps: deque[tuple[float, int, int, int, int]] = deque(maxlen=_KEPT)

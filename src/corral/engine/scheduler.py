@@ -1,11 +1,11 @@
 """Who computes what in the next step, in integers only.
 
 Every sequence has tokens known and tokens computed; a step hands out one budget of tokens until the second
-catches the first. Those that decode come first, then those that read their prompt, each in its turn: a
-prompt's turn comes when as many tokens of other prompts were read since it arrived as it has itself. So
-equal prompts are read in order of arrival, a short one overtakes a long one, and a long one waits for no more
-newcomers' tokens than its own number. When blocks run out the last to be admitted gives its own back and is
-computed again later: the first always gets on, so everything ends.
+number has caught up with the first. Sequences that decode come first, then those that read their prompt, by
+deadline: the clock counts tokens of prompts read, and a prompt's deadline is its arrival and its own length
+later. So equal prompts are read in order of arrival, a short one overtakes a long one, and a long one waits
+for no more newcomers' tokens than its own number. When blocks run out, the sequence admitted last is
+preempted: it gives its blocks back and is computed again later. The first always gets on, so everything ends.
 """
 
 from bisect import insort_left, insort_right
@@ -15,7 +15,7 @@ from operator import attrgetter
 from corral.engine.sequence import Sequence
 from corral.engine.tables import BlockTables, Tables
 
-_turn = attrgetter("turn")
+_deadline = attrgetter("deadline")
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Demand:
 
 
 class Scheduler:
-    """Holds every unfinished sequence: `running` ones in order of admission, `waiting` ones by turn."""
+    """Holds every unfinished sequence: `running` ones in order of admission, `waiting` ones by deadline."""
 
     def __init__(self, tables: BlockTables, *, batch_tokens: int, max_sequences: int):
         self.tables = tables
@@ -49,7 +49,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.preemptions = 0
-        self._read = 0  # tokens of prompts read so far: the clock that turns are told by
+        self._clock = 0  # tokens of prompts read so far
 
     @property
     def capacity(self) -> int:
@@ -60,8 +60,8 @@ class Scheduler:
         """Queue a sequence. The caller keeps its computed tokens within `capacity`, or it could never end."""
         assert sequence.tokens and len(sequence.tokens) <= self.capacity, "does not fit"
         cached = len(self.tables.find(sequence)[0]) * self.tables.block_size
-        sequence.turn = self._read + len(sequence.tokens) - cached
-        insort_right(self.waiting, sequence, key=_turn)
+        sequence.deadline = self._clock + len(sequence.tokens) - cached
+        insort_right(self.waiting, sequence, key=_deadline)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was cancelled; its blocks are free at once."""
@@ -85,7 +85,7 @@ class Scheduler:
             decoding=decoding,
             context=context,
             prefilling=len(readers) + min(self.max_sequences - len(self.running), len(self.waiting)),
-            prefilled=min(readers, key=_turn).computed if readers else 0,
+            prefilled=min(readers, key=_deadline).computed if readers else 0,
         )
 
     def schedule(self, reading: int | None = None, drafts: int = 0) -> Plan:
@@ -136,7 +136,7 @@ class Scheduler:
     def wasted_tokens(self) -> int:
         """Places in used blocks that hold no token: between steps, those behind a sequence's last one."""
         size = self.tables.block_size
-        return len(self.tables.windows) * sum([-sequence.computed % size for sequence in self.running])
+        return sum([len(s.tables) * (-s.computed % size) for s in self.running])
 
     def check(self) -> None:
         """Raise AssertionError unless the books balance; call between steps."""
@@ -178,26 +178,26 @@ class Scheduler:
         self.running.pop()
         self.tables.release(sequence)
         sequence.drafts = []
-        insort_left(self.waiting, sequence, key=_turn)
+        insort_left(self.waiting, sequence, key=_deadline)
         plan.budget += plan.chunks.pop(sequence, 0)
         plan.preempted.append(sequence)
         self.preemptions += 1
 
     def _read_prompts(self, readers: list[Sequence], plan: Plan) -> None:
-        """Hand what is left of the budget to those that read and those that can be admitted, in turn."""
-        readers.sort(key=_turn, reverse=True)
+        """Hand what is left of the budget to those that read and those that can be admitted, by deadline."""
+        readers.sort(key=_deadline, reverse=True)
         admits = not plan.preempted
         while plan.budget > 0 and (readers or (admits and self.waiting)):
             left = plan.budget
-            if admits and self.waiting and not (readers and readers[-1].turn <= self.waiting[0].turn):
+            if admits and self.waiting and not (readers and readers[-1].deadline <= self.waiting[0].deadline):
                 admits = self._admit(plan)
             else:
                 self._grant(readers.pop(), plan)
                 admits = admits and not plan.preempted
-            self._read += max(0, left - plan.budget)
+            self._clock += max(0, left - plan.budget)
 
     def _admit(self, plan: Plan) -> bool:
-        """Start the sequence whose turn it is, if there is a place and memory for it."""
+        """Start the sequence that has waited longest by deadline, if there are a slot and memory for it."""
         if len(self.running) >= self.max_sequences:
             return False
         sequence = self.waiting[0]

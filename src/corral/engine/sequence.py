@@ -7,6 +7,7 @@ class Sequence:
     __slots__ = (
         "cached",
         "computed",
+        "deadline",
         "digests",
         "drafts",
         "dropped",
@@ -15,7 +16,6 @@ class Sequence:
         "sharing",
         "tables",
         "tokens",
-        "turn",
     )
 
     def __init__(self, id: int, tokens: list[int], *, sharing: bool = True):
@@ -30,7 +30,7 @@ class Sequence:
         self.cached: int | None = None  # tokens taken from the prefix cache at the first admission
         self.published = 0  # leading blocks that others may find, or that came from the cache
         self.drafts: list[int] = []  # guesses at the next tokens; empty between steps
-        self.turn = 0  # the scheduler's order among those that read
+        self.deadline = 0  # on the scheduler's clock: prompts are read in this order
 
     @property
     def pending(self) -> int:
