@@ -7,15 +7,16 @@ an executor is given keeps its address for an engine's life.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from corral.engine.adjustments import bias_of, masks_of, penalties_of
 from corral.engine.request import Request
-from corral.executors.batch import COLUMNS, I32, Batch, Bias, Masks, Penalties, SamplingRows
+from corral.executors.batch import COLUMNS, I32, Batch, SamplingRows
 from corral.types import BLOCK_SIZE
 
 
@@ -29,25 +30,23 @@ class RowSpan:
     index: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Whose logit rows a batch has: one of each request that decodes, in order, then those of the others."""
 
-    decoding: list[Request] = field(default_factory=list)
-    sampled: list[RowSpan] = field(
-        default_factory=list
-    )  # of others that sample: a row, and one for each draft
-    scored: list[RowSpan] = field(default_factory=list)  # of prompts whose tokens are scored
-    slots: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))  # [R], of their requests
-    attended: int = 0  # positions that each of the batch's tokens sees, added up
-    context: int = 0  # the same, counted once for all tokens of a sequence
+    decoding: list[Request]
+    sampled: list[RowSpan]  # of others that sample: a row, and one more for each draft
+    scored: list[RowSpan]  # of prompts whose tokens are scored
+    slots: NDArray[np.intp]  # [R], of their requests
+    attended: int  # positions that each of the batch's tokens sees, added up
+    context: int  # the same, counted once for all tokens of a sequence
 
 
 @dataclass(slots=True)
-class _Lists:
-    """Sequences that do more than decode: they follow `decoding` sequences of one token and one row each."""
+class _Others:
+    """Lists of those that read their prompt or have drafts: they follow `before` that only decode."""
 
-    decoding: int
+    before: int
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
@@ -55,21 +54,32 @@ class _Lists:
     rows: list[int] = field(default_factory=list)
     row_slots: list[int] = field(default_factory=list)
     indexes: list[int] = field(default_factory=list)
+    sampled: list[RowSpan] = field(default_factory=list)
+    scored: list[RowSpan] = field(default_factory=list)
+    context: int = 0
 
     def add(self, request: Request, count: int) -> None:
         """Compute so many next tokens, drafts included."""
         sequence = request.sequence
-        start = sequence.computed
+        start, known = sequence.computed, len(sequence.tokens)
         self.slots.append(request.slot)
         self.tokens += sequence.tokens[start : start + count]
         self.tokens += sequence.drafts
         self.positions += range(start, start + count)
-        self.starts.append(self.decoding + len(self.tokens))
+        self.starts.append(self.before + len(self.tokens))
+        self.context += start + count - 1
+        scored = request.scored_positions(start, count)
+        if scored:
+            self.scored.append(self._want(request, scored.start + 1, len(scored)))
+        if request.replies and start + count >= known:
+            self.sampled.append(self._want(request, known, 1 + len(sequence.drafts)))
 
-    def want(self, request: Request, index: int, count: int) -> RowSpan:
-        """Of the request added last, the logits that tell of its tokens index .. index + count."""
-        span = RowSpan(request, self.decoding + len(self.rows), count, index)
-        row = self.decoding + len(self.tokens) - 1 - self.positions[-1] + index - 1
+    def _want(self, request: Request, index: int, count: int) -> RowSpan:
+        """The logits that tell of tokens index .. index + count of the request added last."""
+        span = RowSpan(request, self.before + len(self.rows), count, index)
+        row = (
+            self.starts[-1] - 1 - (self.positions[-1] - (index - 1))
+        )  # of the token before the first of them
         self.rows += range(row, row + count)
         self.row_slots += [request.slot] * count
         self.indexes += range(index, index + count)
@@ -94,8 +104,7 @@ class _Column:
 class BatchArrays:
     """Arrays for at most S running requests [S] and N tokens a step, and block tables [groups, S, P]."""
 
-    def __init__(self, max_sequences: int, max_tokens: int, tables: tuple[int, int]):
-        groups, max_blocks = tables
+    def __init__(self, max_sequences: int, max_tokens: int, groups: int, max_blocks: int):
         self._free = list(range(max_sequences - 1, -1, -1))
         self._next_tokens = np.zeros(max_sequences, np.int32)
         self._next_positions = np.zeros(max_sequences, np.int32)
@@ -152,54 +161,49 @@ class BatchArrays:
 
     def pack(self, chunks: Iterable[tuple[Request, int]]) -> tuple[Batch, Rows]:
         """The arrays for computing so many next tokens of each request; they last until the next call."""
-        rows, slots, others, context = Rows(), [], [], 0
+        decoding: list[Request] = []
+        rest: list[tuple[Request, int]] = []
+        slots, context = [], 0
         for request, count in chunks:
             if count == 1 and request.decodes:
-                rows.decoding.append(request)
+                decoding.append(request)
                 slots.append(request.slot)
                 computed = request.sequence.computed
                 context += computed
-                if not computed % BLOCK_SIZE:  # the token begins a new block
+                if computed % BLOCK_SIZE == 0:  # the token begins a new block
                     self._list_blocks(request)
             else:
-                others.append((request, count))
-        rows.attended = rows.context = context
-        lists = _Lists(len(slots))
-        for request, count in others:
-            self._add(request, count, rows, lists)
-        rows.slots = np.array(slots + lists.row_slots, np.intp)
-        return self._batch(rows, lists), rows
+                rest.append((request, count))
+        others = _Others(before=len(slots))
+        for request, count in rest:
+            if request.slot < 0:
+                self.enter(request)
+            self._list_blocks(request)
+            others.add(request, count)
+        rows = Rows(
+            decoding,
+            others.sampled,
+            others.scored,
+            slots=np.array(slots + others.row_slots, np.intp),
+            attended=context + sum(others.positions),
+            context=context + others.context,
+        )
+        return self._batch(rows.slots, others), rows
 
-    def _add(self, request: Request, count: int, rows: Rows, lists: _Lists) -> None:
-        """Add a request that reads its prompt, or has drafts."""
-        sequence = request.sequence
-        start, known = sequence.computed, len(sequence.tokens)
-        if request.slot < 0:
-            self.enter(request)
-        self._list_blocks(request)
-        lists.add(request, count)
-        rows.attended += count * start + count * (count - 1) // 2
-        rows.context += start + count - 1
-        scored = request.scored_positions(start, count)
-        if scored:
-            rows.scored.append(lists.want(request, scored.start + 1, len(scored)))
-        if request.replies and start + count >= known:
-            rows.sampled.append(lists.want(request, known, 1 + len(sequence.drafts)))
-
-    def _batch(self, rows: Rows, lists: _Lists) -> Batch:
+    def _batch(self, row_slots: NDArray[np.intp], others: _Others) -> Batch:
         """What lies in the slots of those that decode, then the others' lists."""
-        count = lists.decoding
-        slots = rows.slots[:count]
+        count = others.before
+        slots, columns = row_slots[:count], self._row_columns[: len(row_slots)]
         positions = self._next_positions.take(slots)
-        np.take(self._columns, rows.slots, out=self._row_columns[: len(rows.slots)], mode="clip")
-        self._row_columns["index"][: len(rows.slots)] = self._indexes.fill(positions + 1, lists.indexes)
+        np.take(self._columns, row_slots, out=columns, mode="clip")  # "raise" would copy
+        columns["index"] = self._indexes.fill(positions + 1, others.indexes)
         return Batch(
-            tokens=self._tokens.fill(self._next_tokens.take(slots), lists.tokens),
-            positions=self._positions.fill(positions, lists.positions),
-            starts=self._starts.fill(self._counting[: count + 1], lists.starts),
-            slots=self._slots.fill(slots, lists.slots),
+            tokens=self._tokens.fill(self._next_tokens.take(slots), others.tokens),
+            positions=self._positions.fill(positions, others.positions),
+            starts=self._starts.fill(self._counting[: count + 1], others.starts),
+            slots=self._slots.fill(slots, others.slots),
             tables=self._tables,
-            rows=self._rows.fill(self._counting[:count], lists.rows),
+            rows=self._rows.fill(self._counting[:count], others.rows),
         )
 
     def _list_blocks(self, request: Request) -> None:
@@ -210,7 +214,8 @@ class BatchArrays:
 
     def sampling(self, rows: Rows) -> SamplingRows:
         """How the rows of the batch packed last become tokens."""
-        columns = self._row_columns[: len(rows.slots)]
+        count = len(rows.slots)
+        columns = self._row_columns[:count]
         for span in rows.scored:
             scored = slice(span.first, span.first + span.count)
             columns["target"][scored] = span.request.prompt[span.index : span.index + span.count]
@@ -219,9 +224,8 @@ class BatchArrays:
         adjusted += [(span.request, span.first) for span in rows.sampled if span.request.adjusts]
         if not adjusted:
             return SamplingRows(columns)
-        count = len(columns)
         return SamplingRows(
-            columns, _masks(adjusted, count), _penalties(adjusted, count), _bias(adjusted, count)
+            columns, masks_of(adjusted, count), penalties_of(adjusted, count), bias_of(adjusted, count)
         )
 
     def advance(self, rows: Rows, sampled: I32) -> None:
@@ -246,56 +250,3 @@ class BatchArrays:
 
 def _or_none(wanted: int | None) -> int:
     return -1 if wanted is None else wanted
-
-
-Adjusted = list[tuple[Request, int]]  # requests that adjust logits, with the first of their rows
-
-
-def _rows_of(adjusted: Adjusted) -> Iterator[tuple[Request, int, int]]:
-    """A request, its row, and how many drafts come before what the row tells of."""
-    for request, first in adjusted:
-        for ahead in range(1 + len(request.sequence.drafts)):
-            yield request, first + ahead, ahead
-
-
-def _masks(adjusted: Adjusted, count: int) -> Masks | None:
-    """Which tokens are allowed, in `count` rows."""
-    found = [
-        (row, mask)
-        for request, row, ahead in _rows_of(adjusted)
-        if (mask := request.mask_of(request.replied + ahead)) is not None
-    ]
-    if not found:
-        return None
-    rows = np.full(count, -1, np.int32)
-    rows[[row for row, _ in found]] = range(len(found))
-    return Masks(rows, np.stack([mask for _, mask in found]))
-
-
-def _bias(adjusted: Adjusted, count: int) -> Bias | None:
-    """What is added to logits."""
-    found = [(row, *request.bias) for request, row, _ in _rows_of(adjusted) if request.bias]
-    if not found:
-        return None
-    where, ids, values = zip(*found, strict=True)
-    return Bias(_starts(where, ids, count), np.concatenate(ids), np.concatenate(values))
-
-
-def _penalties(adjusted: Adjusted, count: int) -> Penalties | None:
-    """What penalties look at."""
-    found: list[tuple[int, I32, I32]] = []
-    for request, row in adjusted:
-        if request.penalties:
-            seen = request.penalties.with_each(request.sequence.drafts)
-            found += ((row + ahead, *entries) for ahead, entries in enumerate(seen))
-    if not found:
-        return None
-    where, ids, counts = zip(*found, strict=True)
-    return Penalties(_starts(where, ids, count), np.concatenate(ids), np.concatenate(counts))
-
-
-def _starts(rows: Iterable[int], lists: Sequence[I32], count: int) -> I32:
-    """Where the lists of `count` rows begin, when these rows have these lists and the others none."""
-    starts = np.zeros(count + 1, np.int32)
-    starts[[row + 1 for row in rows]] = [len(ids) for ids in lists]
-    return starts.cumsum(dtype=np.int32)

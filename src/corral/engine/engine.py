@@ -42,7 +42,7 @@ class Engine:
         longest = min(options.context_length, self.scheduler.capacity)
         groups = len(executor.kv_windows)
         self._arrays = BatchArrays(
-            self.scheduler.max_sequences, batch_tokens, tables=(groups, -(-longest // BLOCK_SIZE))
+            self.scheduler.max_sequences, batch_tokens, groups, -(-longest // BLOCK_SIZE)
         )
         self._requests: dict[int, Request] = {}
         self._done: list[Output] = []  # ended without a step

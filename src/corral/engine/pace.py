@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from corral.engine.scheduler import Demand
 
-# A step that decodes may take so many times as long again for each prompt that waits to be read. With one prompt
-# it then takes twice as long at the median, and on a noisy machine less than three times nearly always.
+# A step that decodes may take so many times as long again for each prompt that waits to be read. With one it
+# then takes twice as long at the median, and on a noisy machine less than three times nearly always.
 _STRETCH = 1.0
 LEAST_READING = 4  # tokens; fewer would only waste the step's fixed cost
 _MARGIN = 1.25  # a draft has to be so much better than none
