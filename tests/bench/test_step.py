@@ -55,7 +55,7 @@ def test_the_engine_alone_decodes_one_token_a_sequence_in_every_round(monkeypatc
     (cost,) = engine_costs((5,), 40)
     assert set(cost.parts) == {"schedule", "pack", "executor", "finish", "send", "receive"}
     assert 0 < sum(cost.parts.values()) - cost.parts["receive"] <= cost.total * 1.001
-    assert len(steps) > 3 * 16
+    assert len(steps) > 3 * step.ROUND
     assert all([len(output.tokens) for output in given] == [1] * 5 for given in steps)
 
 

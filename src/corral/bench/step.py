@@ -32,7 +32,7 @@ from corral.weights.open import open_source
 
 WARM, MEASURED = 8, 64  # steps
 _SPARE = 2048  # tokens of KV for replies that go on while others are still read
-ROUNDS = 100  # of the engine alone, each of BLOCK_SIZE steps: every sequence takes one new block in each
+ROUNDS, ROUND = 200, 8  # how often the engine alone is measured, and steps of each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +118,14 @@ def _peer() -> Iterator[socket.socket]:
 
 
 def _engine_costs(connection: socket.socket, users: int, prompt: int) -> StepCosts:
-    length = prompt + WARM + (2 * ROUNDS + 2) * BLOCK_SIZE
+    length = prompt + WARM + (ROUNDS + 2) * ROUND + ROUNDS
     vocab_size, batch_tokens = 100_003, users * prompt  # all prompts are read in one step
     blocks = users * (length // BLOCK_SIZE + 1)
     options = EngineOptions(length, vocab_size, batch_tokens, max_sequences=users)
     engine = Engine(NullExecutor(blocks, batch_tokens, vocab_size), options)
-    _begin(engine, connection, users, prompt)
-    total, parts = min((_run(engine, connection, BLOCK_SIZE) for _ in range(ROUNDS)), key=itemgetter(0))
+    # Of other lengths, so that in each step as many of them begin a new block.
+    _begin(engine, connection, [max(1, prompt - id % BLOCK_SIZE) for id in range(users)])
+    total, parts = min((_run(engine, connection, ROUND) for _ in range(ROUNDS)), key=itemgetter(0))
     parts["receive"] = min(_receive(engine, users) for _ in range(ROUNDS)) * 1e3
     return StepCosts(users, total, parts, {})
 
@@ -142,21 +143,21 @@ def _receive(engine: Engine, users: int) -> float:
     return time.perf_counter() - begun
 
 
-def _begin(engine: Engine, connection: socket.socket, users: int, prompt: int) -> None:
-    """Let so many sequences decode, whose prompts are read."""
-    choose = random.Random(users)
-    params = SamplingParams(temperature=0, max_tokens=engine.options.context_length - prompt)
-    for id in range(users):
+def _begin(engine: Engine, connection: socket.socket, prompts: Sequence[int]) -> None:
+    """Let sequences decode whose prompts have these lengths."""
+    choose = random.Random(len(prompts))
+    most = engine.options.context_length - max(prompts)
+    for id, prompt in enumerate(prompts):
         ids = [choose.randrange(10, engine.options.vocab_size) for _ in range(prompt)]
-        engine.add(id, ids, params)
+        engine.add(id, ids, SamplingParams(temperature=0, max_tokens=most))
     answered: set[int] = set()
-    while len(answered) < users:
+    while len(answered) < len(prompts):
         answered |= {output.id for output in engine.step()}
     _run(engine, connection, WARM)
 
 
 def _costs(engine: Engine, connection: socket.socket, users: int, prompt: int) -> StepCosts:
-    _begin(engine, connection, users, prompt)
+    _begin(engine, connection, [prompt] * users)
     executor: Any = engine.executor
     executor.profile(True)
     total, parts = _run(engine, connection, MEASURED)
