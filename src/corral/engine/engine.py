@@ -11,7 +11,7 @@ from corral.engine.protocol import Load, Output, Step
 from corral.engine.request import Request
 from corral.engine.scheduler import Demand, Plan, Scheduler
 from corral.engine.tables import BlockTables
-from corral.executors.batch import Executor, StepResult
+from corral.executors.batch import Batch, Executor, StepResult
 from corral.types import BLOCK_SIZE, NO_SCORES, FinishReason, SamplingParams, Scores, TokenLogprob
 
 _SEARCHES = 32  # sequences in which a step looks for a first guess
@@ -109,23 +109,27 @@ class Engine:
         chunks = [(self._requests[sequence.id], count) for sequence, count in plan.chunks.items()]
         batch, rows = self._arrays.pack(chunks)
         self._steps += 1
-        submitted = begun = self._spend("pack", begun)
+        begun = self._spend("pack", begun)
         try:
-            self.executor.submit(batch)
-            begun = self._spend("executor", begun)
-            sampling = self._arrays.sampling(rows)
-            begun = self._spend("pack", begun)
-            result = self.executor.collect(sampling)
+            result = self._compute(batch, rows, begun)
         except ValueError as error:
             outputs += [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
             return Step(self.load, outputs)
-        computed = self._spend("executor", begun)
-        self._pace.learn(
-            len(batch.tokens), len(batch.rows), rows.attended, rows.context, computed - submitted
-        )
+        begun = time.perf_counter()
         step = self._finish(plan, rows, result, outputs)
-        self._spend("finish", computed)
+        self._spend("finish", begun)
         return step
+
+    def _compute(self, batch: Batch, rows: Rows, begun: float) -> StepResult:
+        """Both halves of the executor's step; what only sampling needs is prepared between them."""
+        self.executor.submit(batch)
+        submitted = self._spend("executor", begun)
+        sampling = self._arrays.sampling(rows)
+        prepared = self._spend("pack", submitted)
+        result = self.executor.collect(sampling)
+        seconds = self._spend("executor", prepared) - begun
+        self._pace.learn(len(batch.tokens), len(batch.rows), rows.attended, rows.context, seconds)
+        return result
 
     def _plan(self) -> Plan:
         demand = self.scheduler.demand()

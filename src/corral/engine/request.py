@@ -33,7 +33,8 @@ class Request:
         self.limit = _limit(len(prompt), params, limits)
         self.penalties = PenaltyCounts(tokens, params.penalty_window) if wants_penalties(params) else None
         self.bias = _bias_arrays(params.logit_bias) if params.logit_bias else None
-        self.early_mask = mask_without(self.stops, limits.vocab_size) if params.min_tokens else None
+        early = params.min_tokens and self.stops
+        self.early_mask = _mask_without(self.stops, limits.vocab_size) if early else None
         self.adjusts = self.penalties is not None or self.bias is not None or self.early_mask is not None
         self.plain = scores.logprobs is None  # its tokens are all that there is to tell of most steps
         self.started = self.first = 0  # ns; 0 = not yet
@@ -100,7 +101,7 @@ def _limit(prompt: int, params: SamplingParams, limits: Limits) -> int:
     return min(limits.context_of(params), wanted, limits.kv_tokens + 1)
 
 
-def mask_without(banned: Iterable[int], vocab_size: int) -> U32:
+def _mask_without(banned: Iterable[int], vocab_size: int) -> U32:
     """A mask [ceil(vocab_size / 32)] that allows every token but these."""
     mask = np.full(-(-vocab_size // 32), 2**32 - 1, np.uint32)
     for token in banned:
