@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from batches import Part, blocks_for, make_batch
-from corral.executors.batch import Batch
+from batches import Part, SampledBatch, blocks_for, make_batch, step
 from corral.executors.native import NativeExecutor
 from corral.models.table import build_program
 from corral.weights.open import open_source
@@ -41,16 +40,16 @@ class Runner:
             on_packed=source.release,
         )
         for user in range(users):
-            self._executor.step(self._batch([user], PROMPT, 0))
+            step(self._executor, self._batch([user], PROMPT, 0))
 
     def step(self, users: int) -> float:
         """Seconds of a step over a random token of each."""
         batch = self._batch(range(users), 1, PROMPT)
         begun = time.perf_counter()
-        self._executor.step(batch)
+        step(self._executor, batch)
         return time.perf_counter() - begun
 
-    def _batch(self, users: list[int] | range, count: int, start: int) -> Batch:
+    def _batch(self, users: list[int] | range, count: int, start: int) -> SampledBatch:
         parts = []
         for user in users:
             tokens = self._random.integers(5, self._vocab, count).tolist()

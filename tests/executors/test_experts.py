@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
 
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral import _native
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
@@ -36,13 +36,13 @@ def run_native(program: Program, rows: Sequence[int], isa: str, threads: int = 2
     executor = NativeExecutor(
         program, num_blocks=16, max_tokens=ROWS, max_sequences=1, threads=threads, isa=isa
     )
-    executor.step(make_batch([Part(rows, blocks_for(len(rows)), rows=[])]))
+    step(executor, make_batch([Part(rows, blocks_for(len(rows)), rows=[])]))
     return executor
 
 
 def run_reference(program: Program, rows: Sequence[int]) -> ReferenceExecutor:
     executor = ReferenceExecutor(program, num_blocks=16, max_tokens=ROWS)
-    executor.step(make_batch([Part(rows, blocks_for(len(rows)), rows=[])]))
+    step(executor, make_batch([Part(rows, blocks_for(len(rows)), rows=[])]))
     return executor
 
 
