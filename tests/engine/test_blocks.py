@@ -1,14 +1,16 @@
+from array import array
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from corral.engine.blocks import BlockPool, block_digest, extend_digests
+from corral.engine.blocks import BlockPool, extend_digests
 
 
-def digests_of(tokens, block_size=4):
+def digests_of(tokens, block_size=4, salt=b""):
     digests = []
-    extend_digests(digests, tokens, len(tokens) // block_size, block_size)
+    extend_digests(digests, tokens, len(tokens) // block_size, block_size, salt)
     return digests
 
 
@@ -19,7 +21,15 @@ def names_of(tokens, block_size=4):
 def test_digest_of_a_block_depends_on_everything_before_it():
     assert digests_of([1, 2, 3, 4, 5, 6, 7, 8])[1] != digests_of([9, 2, 3, 4, 5, 6, 7, 8])[1]
     assert digests_of([1, 2, 3, 4, 5, 6, 7, 8]) == digests_of([1, 2, 3, 4, 5, 6, 7, 8, 9])
-    assert block_digest(b"", [1, 2]) != block_digest(b"", [2, 1])
+    assert digests_of([1, 2, 3, 4]) != digests_of([2, 1, 3, 4])
+
+
+def test_digests_of_equal_tokens_differ_with_the_salt_and_no_salt_looks_like_tokens():
+    tokens = list(range(12))
+    chains = [digests_of(tokens, salt=salt) for salt in (b"", b"a", b"b", b"a" * 100)]
+    assert len({digest for chain in chains for digest in chain}) == 4 * 3
+    as_bytes = array("i", tokens[:4]).tobytes()
+    assert not set(digests_of(tokens[4:], salt=as_bytes)) & set(digests_of(tokens))
 
 
 def test_blank_blocks_are_taken_before_cached_ones_and_tails_before_heads():

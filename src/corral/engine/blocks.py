@@ -1,35 +1,37 @@
-"""The KV cache's blocks: who holds which, which free ones still carry a reusable prefix, and what goes first.
+"""A pool of KV blocks: who holds which, which free ones carry a reusable prefix, which is evicted first.
 
 A full block is named by a digest of its tokens and of the block before it, and by its group of layers: equal
-digests, equal prefixes.
+digests, equal prefixes. The first block's digest starts from a salt, so that sequences whose tokens are equal
+but whose meaning is not (by an adapter, an image, a tenant) share nothing.
 Free blocks are of two kinds: blank ones, taken first, and cached ones, taken oldest first.
 """
 
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from hashlib import blake2b
+from hashlib import sha256
 
-_ROOT = b""
-_DIGEST_BYTES = 16
+_DIGEST_BYTES = 24  # of SHA-256's 32: two prefixes of one name cost 2^96 tries
 
 Name = tuple[bytes, int]  # digest and group
 
 
-def block_digest(parent: bytes, tokens: list[int]) -> bytes:
-    """The name of a full block that holds `tokens` after the block named `parent`."""
-    return blake2b(parent + array("i", tokens).tobytes(), digest_size=_DIGEST_BYTES).digest()
-
-
-def extend_digests(digests: list[bytes], tokens: list[int], count: int, block_size: int) -> None:
-    """Lengthen `digests` in place to the first `count` blocks of `tokens`."""
+def extend_digests(
+    digests: list[bytes], tokens: list[int], count: int, block_size: int, salt: bytes = b""
+) -> None:
+    """Lengthen `digests` in place to those of the first `count` blocks of `tokens`."""
     for index in range(len(digests), count):
+        parent = digests[-1] if digests else _digest(salt)
         start = index * block_size
-        digests.append(block_digest(digests[-1] if digests else _ROOT, tokens[start : start + block_size]))
+        digests.append(_digest(parent + array("i", tokens[start : start + block_size]).tobytes()))
+
+
+def _digest(data: bytes) -> bytes:
+    return sha256(data).digest()[:_DIGEST_BYTES]
 
 
 class BlockPool:
-    """Reference counts, the prefix cache and the free list of `num_blocks` blocks."""
+    """Reference counts, the prefix cache and the free list of `num_blocks` blocks of one size."""
 
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks
@@ -55,7 +57,7 @@ class BlockPool:
         return len(self._cached)
 
     def take(self) -> int:
-        """A block of one's own, at worst the oldest cached one; the caller has seen that `free` is not 0."""
+        """Allocate a block: a blank one, or else the oldest cached one is evicted. `free` must not be 0."""
         if self._blank:
             block = self._blank.pop()
         else:
@@ -75,7 +77,7 @@ class BlockPool:
         return found
 
     def idle(self, blocks: Iterable[int]) -> int:
-        """How many of these nobody holds: sharing them makes `free` smaller by so many."""
+        """How many of these blocks nobody holds: sharing them makes `free` smaller by so many."""
         return sum(1 for block in blocks if not self._holders[block])
 
     def share(self, blocks: Iterable[int]) -> None:
@@ -86,13 +88,13 @@ class BlockPool:
             self._holders[block] += 1
 
     def publish(self, block: int, name: Name) -> None:
-        """Let others find a full, computed block. An equal one that is known already stays the known one."""
+        """Let other sequences find a full, computed block by this name, unless another one has the name."""
         if self._names[block] is None and name not in self._by_name:
             self._names[block] = name
             self._by_name[name] = block
 
     def release(self, blocks: list[int]) -> None:
-        """Let go of a sequence's blocks; the last becomes evictable before the first."""
+        """Give a sequence's blocks back; the last of them is evicted before the first."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block]:

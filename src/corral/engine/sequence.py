@@ -13,12 +13,13 @@ class Sequence:
         "dropped",
         "id",
         "published",
+        "salt",
         "sharing",
         "tables",
         "tokens",
     )
 
-    def __init__(self, id: int, tokens: list[int], *, sharing: bool = True):
+    def __init__(self, id: int, tokens: list[int], *, sharing: bool = True, salt: bytes = b""):
         self.id = id
         self.tokens = tokens
         self.computed = 0
@@ -27,6 +28,7 @@ class Sequence:
         self.dropped: list[int] = []  # leading entries of each table without a block: nothing sees them now
         self.digests: list[bytes] = []  # of full blocks, as far as they were needed; survive a preemption
         self.sharing = sharing  # may start from the prefix cache
+        self.salt = salt  # sequences with different salts share no blocks, whatever their tokens
         self.cached: int | None = None  # tokens taken from the prefix cache at the first admission
         self.published = 0  # leading blocks that others may find, or that came from the cache
         self.drafts: list[int] = []  # guesses at the next tokens; empty between steps
