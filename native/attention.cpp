@@ -10,14 +10,14 @@ namespace {
 
 // One query over one tile: positions [begin, end) of the tile at `tile`.
 void attend_tile(const AttentionTask& task, int query, int begin, int end, AttentionState& state) {
-  const int dim = task.head_dim;
+  const int dim = task.value_size;
   const float cap = task.softcap * kLog2E;
   float scores[kTile];
   float best = state.maximum[query];
   for (int p = begin; p < end; ++p) {
     const uint16_t* key = task.keys + task.blocks[p / kKvBlock] * task.block_stride + p % kKvBlock;
     float dot = 0;
-    for (int d = 0; d < dim; ++d) dot += task.q[query][d] * half_to_float(key[d * kKvBlock]);
+    for (int d = 0; d < task.key_size; ++d) dot += task.q[query][d] * half_to_float(key[d * kKvBlock]);
     scores[p - begin] = dot * (task.scale * kLog2E);
     if (task.softcap > 0) scores[p - begin] = cap * std::tanh(scores[p - begin] / cap);
     best = std::max(best, scores[p - begin]);
@@ -41,7 +41,7 @@ void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState&
   for (int query = 0; query < task.queries; ++query) {
     state.maximum[query] = -INFINITY;
     state.sum[query] = 0;
-    std::fill_n(state.values + query * task.head_dim, task.head_dim, 0.0f);
+    std::fill_n(state.values + query * task.value_size, task.value_size, 0.0f);
     for (int tile = begin; tile < begin + kSegment; tile += kTile) {
       const int from = std::max(tile, task.first[query]), to = std::min(tile + kTile, task.end[query]);
       if (from < to) attend_tile(task, query, from, to, state);
@@ -50,13 +50,13 @@ void attend_segment_scalar(const AttentionTask& task, int begin, AttentionState&
 }
 
 void add_segment(float& total_maximum, float& total_sum, float* total_values, float maximum, float sum,
-                 const float* values, int head_dim) {
+                 const float* values, int value_size) {
   if (sum == 0) return;  // the query saw nothing of it
   const float best = std::max(total_maximum, maximum);
   const float decay = std::exp2(total_maximum - best), weight = std::exp2(maximum - best);
   total_maximum = best;
   total_sum = total_sum * decay + sum * weight;
-  for (int d = 0; d < head_dim; ++d) total_values[d] = total_values[d] * decay + values[d] * weight;
+  for (int d = 0; d < value_size; ++d) total_values[d] = total_values[d] * decay + values[d] * weight;
 }
 
 }  // namespace corral

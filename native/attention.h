@@ -13,15 +13,15 @@ constexpr int kSegment = 256;    // positions of one partial result
 
 // Queries that see positions of the same sequence through the same kv head: heads of a group, and rows of a prompt.
 struct AttentionTask {
-  const uint16_t* keys;    // of the kv head in block 0, [D][16]; block b lies b * block_stride further
-  const uint16_t* values;  // likewise, [16][D]
+  const uint16_t* keys;    // of the kv head in block 0, [Dk][16]; block b lies b * block_stride further
+  const uint16_t* values;  // likewise, [16][Dv]
   const int32_t* blocks;   // the sequence's block table; entries that no query sees may be anything
   int64_t block_stride;
-  int head_dim;
+  int key_size, value_size;  // Dk and Dv, of a head
   float scale;
   float softcap;  // scores s become softcap * tanh(s / softcap); 0 = they stay
   int queries;
-  const float* q[kMaxQueries];  // [D] each
+  const float* q[kMaxQueries];  // [Dk] each
   int first[kMaxQueries];       // a query sees the positions first to end
   int end[kMaxQueries];
   // What is likely read after this task, to come nearer meanwhile: the kv head in the first blocks of another.
@@ -34,7 +34,7 @@ constexpr float kLog2E = 1.44269504f;  // scores are multiplied by it: powers of
 struct AttentionState {
   float maximum[kMaxQueries];
   float sum[kMaxQueries];
-  float* values;  // [queries][D]
+  float* values;  // [queries][Dv]
 };
 
 // Fills `state` from the positions of [begin, begin + kSegment). A query that sees none of them gets maximum = -inf
@@ -49,9 +49,9 @@ void attend_segment_avx512(const AttentionTask& task, int begin, AttentionState&
 void attend_segment_neon(const AttentionTask& task, int begin, AttentionState& state);
 #endif
 
-// Adds one query's segment to its running total, both [D] values with their maximum and sum. Segments come in
+// Adds one query's segment to its running total, both [Dv] values with their maximum and sum. Segments come in
 // ascending order.
 void add_segment(float& total_maximum, float& total_sum, float* total_values, float maximum, float sum,
-                 const float* values, int head_dim);
+                 const float* values, int value_size);
 
 }  // namespace corral

@@ -40,7 +40,7 @@ struct Avx2 {
 }  // namespace
 
 void attend_segment_avx2(const AttentionTask& task, int begin, AttentionState& state) {
-  const AttendSegment kernel = task.head_dim % Avx2::kLanes == 0 ? attend_segment<Avx2> : attend_segment_scalar;
+  const AttendSegment kernel = takes_heads_of<Avx2>(task) ? attend_segment<Avx2> : attend_segment_scalar;
   kernel(task, begin, state);
 }
 

@@ -38,7 +38,7 @@ struct Avx512 {
 }  // namespace
 
 void attend_segment_avx512(const AttentionTask& task, int begin, AttentionState& state) {
-  const AttendSegment kernel = task.head_dim % Avx512::kLanes == 0 ? attend_segment<Avx512> : attend_segment_avx2;
+  const AttendSegment kernel = takes_heads_of<Avx512>(task) ? attend_segment<Avx512> : attend_segment_avx2;
   kernel(task, begin, state);
 }
 

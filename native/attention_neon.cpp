@@ -36,7 +36,7 @@ struct Neon {
 }  // namespace
 
 void attend_segment_neon(const AttentionTask& task, int begin, AttentionState& state) {
-  const AttendSegment kernel = task.head_dim % Neon::kLanes == 0 ? attend_segment<Neon> : attend_segment_scalar;
+  const AttendSegment kernel = takes_heads_of<Neon>(task) ? attend_segment<Neon> : attend_segment_scalar;
   kernel(task, begin, state);
 }
 

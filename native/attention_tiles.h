@@ -16,7 +16,7 @@ namespace {
 struct Tile {
   int start;  // first position
   const uint16_t *keys[kTile / kKvBlock], *values[kTile / kKvBlock];
-  // What comes nearer while the keys and the values are read: as many bytes as these, some 16 KB ahead.
+  // What is prefetched while the keys and the values are read: as many bytes as these, some 16 KB ahead.
   const uint16_t *after_keys[kTile / kKvBlock], *after_values[kTile / kKvBlock];
 };
 
@@ -81,7 +81,7 @@ void score_some(const AttentionTask& task, const float* const* q, const Tile& ti
     after[j] = tile.after_keys[position / kKvBlock];
     for (int i = 0; i < Q; ++i) sums[i][j] = Vector::all(0);
   }
-  for (int line = 0; line < task.head_dim; line += kRows) {
+  for (int line = 0; line < task.key_size; line += kRows) {
     for (int j = 0; j < N; ++j) {
       if (j * kLanes % kKvBlock == 0) prefetch(after[j] + line * kKvBlock);
     }
@@ -211,7 +211,8 @@ void attend_some(const AttentionTask& task, int first, const Tile& tile, Attenti
   score<Vector, Q, kWide>(task, task.q + first, tile, whole, scores);
   if (task.softcap > 0) cap_scores<Vector>(task.softcap * kLog2E, Q, whole, scores);
   weigh<Vector>(task, first, Q, tile, whole, scores, decay, state);
-  gather<Vector, Q, kWide>(tile, {begin, end}, scores, decay, task.head_dim, 0, state.values + first * task.head_dim);
+  gather<Vector, Q, kWide>(tile, {begin, end}, scores, decay, task.value_size, 0,
+                           state.values + first * task.value_size);
 }
 
 template <class Vector>
@@ -222,29 +223,35 @@ constexpr auto attend_table(std::integer_sequence<int, Q...>) {
   return std::to_array<AttendSome<Vector>>({attend_some<Vector, Q + 1>...});
 }
 
-// The head size must be a multiple of the vector's lanes.
+template <class Vector>
+bool takes_heads_of(const AttentionTask& task) {
+  return task.key_size % Vector::kLanes == 0 && task.value_size % Vector::kLanes == 0;
+}
+
+// For heads that the vectors take.
 template <class Vector>
 void attend_segment(const AttentionTask& task, int begin, AttentionState& state) {
   static constexpr auto kTable = attend_table<Vector>(std::make_integer_sequence<int, Vector::kQueries>());
   std::fill_n(state.maximum, task.queries, -INFINITY);
   std::fill_n(state.sum, task.queries, 0.0f);
-  std::fill_n(state.values, task.queries * task.head_dim, 0.0f);
+  std::fill_n(state.values, task.queries * task.value_size, 0.0f);
   const int first = *std::min_element(task.first, task.first + task.queries);
   const int end = *std::max_element(task.end, task.end + task.queries);
   const auto keys = [&](int position) {
     return task.keys + task.blocks[std::clamp(position, first, end - 1) / kKvBlock] * task.block_stride;
   };
-  const int64_t half = task.values - task.keys;
+  const int64_t to_values = task.values - task.keys;
+  const bool is_short = task.key_size <= kShortHead && task.value_size <= kShortHead;
   const int passes = (task.queries + Vector::kQueries - 1) / Vector::kQueries;
   for (int start = std::max(begin, first) / kTile * kTile; start < std::min(begin + kSegment, end); start += kTile) {
     Tile tile{start, {}, {}, {}, {}};
     for (int i = 0; i < kTile / kKvBlock; ++i) {
       const int position = start + i * kKvBlock;
       tile.keys[i] = keys(position);
-      tile.values[i] = tile.keys[i] + half;
+      tile.values[i] = tile.keys[i] + to_values;
       const uint16_t* next = position + kTile < end ? keys(position + kTile) : task.next[i];
-      tile.after_keys[i] = task.head_dim <= kShortHead ? next : tile.values[i];
-      tile.after_values[i] = task.head_dim <= kShortHead ? next + half : next;
+      tile.after_keys[i] = is_short ? next : tile.values[i];
+      tile.after_values[i] = is_short ? next + to_values : next;
     }
     for (int pass = 0; pass < passes; ++pass) {
       const int from = task.queries * pass / passes, to = task.queries * (pass + 1) / passes;

@@ -27,7 +27,7 @@ void check_starts(Ints starts, size_t entries, size_t end, const char* what) {
 }
 
 // The rows of one sequence are consecutive positions whose blocks, and all before them that they see, exist.
-void check_sequence(const Batch& batch, int sequence, int num_blocks, Ints windows) {
+void check_sequence(const Batch& batch, int sequence, std::span<const KVGroup> groups) {
   const int begin = batch.starts[sequence], end = batch.starts[sequence + 1];
   if (begin == end) return;
   const int64_t first = batch.positions[begin], last = first + (end - begin) - 1;
@@ -35,11 +35,12 @@ void check_sequence(const Batch& batch, int sequence, int num_blocks, Ints windo
   for (int row = begin; row < end; ++row) {
     require(batch.positions[row] == first + (row - begin), "positions of a sequence must be consecutive");
   }
-  for (size_t group = 0; group < windows.size(); ++group) {
-    const int64_t seen = windows[group] == 0 ? 0 : std::max<int64_t>(0, first + 1 - windows[group]) / kKvBlock;
+  for (size_t group = 0; group < groups.size(); ++group) {
+    const auto [window, pool, num_blocks] = groups[group];
+    const int64_t seen = window == 0 ? 0 : std::max<int64_t>(0, first + 1 - window) / kKvBlock;
     const Ints table = batch.blocks_of(static_cast<int>(group), sequence);
     require_all(table.subspan(static_cast<size_t>(seen), static_cast<size_t>(last / kKvBlock + 1 - seen)),
-                [=](int32_t block) { return block >= 0 && block < num_blocks; },
+                [most = num_blocks](int32_t block) { return block >= 0 && block < most; },
                 "blocks must be numbers of blocks");
   }
 }
@@ -79,7 +80,7 @@ void check_sampling(const SamplingRows& sampling, size_t rows, int vocab) {
 
 }  // namespace
 
-void check_batch(const Batch& batch, const Limits& limits, Ints windows) {
+void check_batch(const Batch& batch, const Limits& limits, std::span<const KVGroup> groups) {
   const int n = batch.n();
   require(n <= limits.max_tokens, "more tokens than a step may have");
   require(batch.positions.size() == batch.tokens.size(), "positions must have one entry a token");
@@ -90,9 +91,9 @@ void check_batch(const Batch& batch, const Limits& limits, Ints windows) {
   require(batch.slots.size() + 1 == batch.starts.size(), "slots must have one entry a sequence");
   require_all(batch.slots, [&](int32_t slot) { return slot >= 0 && slot < batch.all_slots; },
               "slots must be rows of the tables");
-  require(static_cast<size_t>(batch.groups) >= windows.size(), "tables must be there for every group");
+  require(static_cast<size_t>(batch.groups) >= groups.size(), "tables must be there for every group");
   for (int sequence = 0; sequence < batch.sequences(); ++sequence) {
-    check_sequence(batch, sequence, limits.num_blocks, windows);
+    check_sequence(batch, sequence, groups);
   }
   require(batch.rows.size() <= static_cast<size_t>(limits.max_tokens), "more logit rows than tokens");
   require_all(batch.rows, [=](int32_t row) { return row >= 0 && row < n; }, "rows must be rows of the batch");

@@ -70,7 +70,14 @@ struct Batch {
 };
 
 struct Limits {
-  int max_tokens, max_sequences, num_blocks, vocab;
+  int max_tokens, max_sequences, vocab;
+};
+
+// KV layers that share block tables.
+struct KVGroup {
+  int window;  // last positions that a query sees; 0 = all
+  int pool;    // where the blocks come from
+  int num_blocks;  // of the pool
 };
 
 // What came out for each of the R rows; the arrays belong to the caller.
@@ -83,7 +90,6 @@ struct StepResult {
 };
 
 // Throws std::invalid_argument, naming the array, unless a step over this batch stays inside every buffer.
-// `windows` has what each group of KV layers sees, 0 = all.
-void check_batch(const Batch& batch, const Limits& limits, Ints windows);
+void check_batch(const Batch& batch, const Limits& limits, std::span<const KVGroup> groups);
 
 }  // namespace corral

@@ -77,7 +77,8 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
       .values = cache.values(0, unit.kv_head),
       .blocks = batch_->blocks_of(cache.group, unit.tile.sequence).data(),
       .block_stride = cache.block_stride(),
-      .head_dim = cache.head_dim,
+      .key_size = cache.key_size,
+      .value_size = cache.value_size,
       .scale = op.scale,
       .softcap = op.softcap,
       .queries = unit.tile.rows * unit.heads,
@@ -89,7 +90,7 @@ AttentionTask BatchAttention::task_of(const Attention& op, KVCache& cache, const
   for (int i = 0; i < task.queries; ++i) {
     const int64_t row = unit.tile.row + i / unit.heads;
     const int end = unit.tile.position + i / unit.heads + 1;
-    task.q[i] = rows.q + row * rows.q_stride + (unit.head + i % unit.heads) * cache.head_dim;
+    task.q[i] = rows.q + row * rows.q_stride + (unit.head + i % unit.heads) * cache.key_size;
     task.first[i] = cache.window == 0 ? 0 : std::max(0, end - cache.window);
     task.end[i] = end;
   }
@@ -114,8 +115,8 @@ void BatchAttention::run_whole(const Attention& op, KVCache& cache, const Attent
     AttentionTask task = task_of(op, cache, rows, unit);
     announce(units_[std::min(number + static_cast<size_t>(team_.size()), units_.size() - 1)], cache, task);
     Scratch& scratch = scratch_[thread];
-    scratch.segment.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
-    reset(scratch.total, task.head_dim);
+    scratch.segment.values.resize(static_cast<size_t>(kMaxQueries) * task.value_size);
+    reset(scratch.total, task.value_size);
     for (int segment = first_segment(task); segment < end_segment(task); ++segment) {
       attend(task, segment, scratch.segment);
       merge(task, scratch.segment, scratch.total);
@@ -132,13 +133,13 @@ void BatchAttention::run_split(const Attention& op, KVCache& cache, const Attent
     const AttentionTask task = task_of(op, cache, rows, units_[unit]);
     if (segment < first_segment(task) || segment >= end_segment(task)) return;
     Partial& partial = partials_[unit * segments + segment];
-    partial.values.resize(static_cast<size_t>(kMaxQueries) * task.head_dim);
+    partial.values.resize(static_cast<size_t>(kMaxQueries) * task.value_size);
     attend(task, segment, partial);
   });
   for (size_t number = 0; number < units_.size(); ++number) {
     const AttentionTask task = task_of(op, cache, rows, units_[number]);
     Partial& total = scratch_[0].total;
-    reset(total, task.head_dim);
+    reset(total, task.value_size);
     for (int segment = first_segment(task); segment < end_segment(task); ++segment) {
       merge(task, partials_[number * segments + segment], total);
     }
@@ -153,27 +154,27 @@ void BatchAttention::attend(const AttentionTask& task, int segment, Partial& par
   std::copy_n(state.sum, task.queries, partial.sum);
 }
 
-void BatchAttention::reset(Partial& partial, int head_dim) {
+void BatchAttention::reset(Partial& partial, int value_size) {
   std::fill_n(partial.maximum, kMaxQueries, -INFINITY);
   std::fill_n(partial.sum, kMaxQueries, 0.0f);
-  partial.values.assign(static_cast<size_t>(kMaxQueries) * head_dim, 0.0f);
+  partial.values.assign(static_cast<size_t>(kMaxQueries) * value_size, 0.0f);
 }
 
 void BatchAttention::merge(const AttentionTask& task, const Partial& segment, Partial& total) {
   for (int i = 0; i < task.queries; ++i) {
-    const int64_t at = static_cast<int64_t>(i) * task.head_dim;
+    const int64_t at = static_cast<int64_t>(i) * task.value_size;
     add_segment(total.maximum[i], total.sum[i], total.values.data() + at, segment.maximum[i], segment.sum[i],
-                segment.values.data() + at, task.head_dim);
+                segment.values.data() + at, task.value_size);
   }
 }
 
 void BatchAttention::write(const AttentionTask& task, const AttentionRows& rows, const Unit& unit, Partial& total) {
   for (int i = 0; i < task.queries; ++i) {
     const int64_t row = unit.tile.row + i / unit.heads;
-    const float* values = total.values.data() + static_cast<int64_t>(i) * task.head_dim;
-    float* to = rows.out + row * rows.out_stride + (unit.head + i % unit.heads) * task.head_dim;
+    const float* values = total.values.data() + static_cast<int64_t>(i) * task.value_size;
+    float* to = rows.out + row * rows.out_stride + (unit.head + i % unit.heads) * task.value_size;
     const float factor = 1.0f / total.sum[i];
-    for (int d = 0; d < task.head_dim; ++d) to[d] = values[d] * factor;
+    for (int d = 0; d < task.value_size; ++d) to[d] = values[d] * factor;
   }
 }
 

@@ -10,7 +10,7 @@
 
 namespace corral {
 
-// Queries and results, [N, heads * D] or of the wanted rows alone: the first row, and how far apart rows lie.
+// Queries [N, heads * Dk] and results [N, heads * Dv], or of the wanted rows alone: the first row, and how far apart rows lie.
 struct AttentionRows {
   const float* q;
   size_t q_stride;
@@ -40,7 +40,7 @@ class BatchAttention {
   // Results of one segment, or a running total.
   struct Partial {
     float maximum[kMaxQueries], sum[kMaxQueries];
-    std::vector<float> values;  // [kMaxQueries, D]
+    std::vector<float> values;  // [kMaxQueries, Dv]
   };
   struct Scratch {
     Partial segment, total;
@@ -53,7 +53,7 @@ class BatchAttention {
   void run_whole(const Attention& op, KVCache& cache, const AttentionRows& rows);
   void run_split(const Attention& op, KVCache& cache, const AttentionRows& rows, int segments);
   void attend(const AttentionTask& task, int segment, Partial& partial) const;
-  static void reset(Partial& partial, int head_dim);
+  static void reset(Partial& partial, int value_size);
   static void merge(const AttentionTask& task, const Partial& segment, Partial& total);
   static void write(const AttentionTask& task, const AttentionRows& rows, const Unit& unit, Partial& total);
 

@@ -46,8 +46,8 @@ int main(int argc, char** argv) {
   for (const auto& model : kModels) {
     std::vector<KVCache> caches;
     caches.reserve(model.layers);
-    for (int i = 0; i < model.layers; ++i) caches.emplace_back(model.kv_heads, model.head_dim, 0, 0);
-    const KVMemory memory(num_blocks, caches);
+    for (int i = 0; i < model.layers; ++i) caches.emplace_back(model.kv_heads, model.head_dim, model.head_dim, 0, 0, 0);
+    const KVMemory memory({&num_blocks, 1}, caches);
     for (KVCache& cache : caches) {
       for (int block = 0; block < num_blocks; ++block) {
         for (int head = 0; head < model.kv_heads; ++head) {

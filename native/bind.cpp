@@ -169,19 +169,21 @@ nb::object copy_buffer(const Program& program, int index) {
 void bind_program(nb::module_& m) {
   nb::class_<Program> program(m, "Program", "Runs a model's ops; steps run without the GIL, one at a time.");
   program
-      .def("__init__", [](Program* p, int vocab, int max_tokens, int max_sequences, int num_blocks, int threads,
+      .def("__init__", [](Program* p, int vocab, int max_tokens, int max_sequences, std::vector<int> num_blocks, int threads,
                           const std::string& isa) {
-            new (p) Program({max_tokens, max_sequences, num_blocks, vocab}, threads, isa);
+            new (p) Program({max_tokens, max_sequences, vocab}, threads, isa);
+            p->model.num_blocks = std::move(num_blocks);
           }, nb::arg("vocab"), nb::arg("max_tokens"), nb::arg("max_sequences"), nb::arg("num_blocks"),
            nb::arg("threads"), nb::arg("isa"))
       .def("add_buffer", [](Program& p, int width, bool selected) { return p.model.add_buffer(width, selected); },
            nb::arg("width"), nb::arg("selected"))
       .def("add_view", [](Program& p, int base, int start, int width) { return p.model.add_view(base, start, width); },
            nb::arg("base"), nb::arg("start"), nb::arg("width"), "Columns of a buffer that has memory of its own.")
-      .def("add_kv_layer", [](Program& p, int kv_heads, int head_dim, int window, int group) {
-            return p.model.add_kv_layer(kv_heads, head_dim, window, group);
-          }, nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("window"), nb::arg("group"),
-           "window 0 = all positions; the layers of a group share block tables.")
+      .def("add_kv_group", [](Program& p, int window, int pool) { return p.model.add_kv_group(window, pool); },
+           nb::arg("window"), nb::arg("pool"), "Layers that share block tables; window 0 = all positions.")
+      .def("add_kv_layer", [](Program& p, int kv_heads, int key_size, int value_size, int group) {
+            return p.model.add_kv_layer(kv_heads, key_size, value_size, group);
+          }, nb::arg("kv_heads"), nb::arg("key_size"), nb::arg("value_size"), nb::arg("group"))
       .def("add_matrices", [](Program& p, const std::vector<std::shared_ptr<Matrix>>& matrices) {
             return p.model.add_matrices({matrices.begin(), matrices.end()});
           }, nb::arg("matrices"), "One weight: a matrix, or one for each expert.")
@@ -205,6 +207,7 @@ void bind_program(nb::module_& m) {
 }  // namespace corral
 
 NB_MODULE(_native, m) {
+  m.attr("KV_BLOCK") = corral::kKvBlock;
   bind_matmul(m);
   corral::bind_program(m);
 }

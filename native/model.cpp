@@ -53,12 +53,18 @@ int Model::add_view(int base, int start, int width) {
   return static_cast<int>(buffers.size()) - 1;
 }
 
-int Model::add_kv_layer(int kv_heads, int head_dim, int window, int group) {
-  require(kv_heads > 0 && head_dim > 0 && window >= 0 && group >= 0, "a KV layer's sizes must be positive");
-  caches.emplace_back(kv_heads, head_dim, window, group);
-  windows.resize(std::max(windows.size(), static_cast<size_t>(group) + 1), 1);
-  int32_t& widest = windows[static_cast<size_t>(group)];
-  widest = window == 0 || widest == 0 ? 0 : std::max(widest, window);
+int Model::add_kv_group(int window, int pool) {
+  require(window >= 0, "a group's window must not be negative");
+  require_index(num_blocks, pool, "no such pool of KV blocks");
+  groups.push_back({window, pool, num_blocks[static_cast<size_t>(pool)]});
+  return static_cast<int>(groups.size()) - 1;
+}
+
+int Model::add_kv_layer(int kv_heads, int key_size, int value_size, int group) {
+  require(kv_heads > 0 && key_size > 0 && value_size > 0, "a KV layer's sizes must be positive");
+  require_index(groups, group, "no such group of KV layers");
+  const KVGroup& own = groups[static_cast<size_t>(group)];
+  caches.emplace_back(kv_heads, key_size, value_size, own.window, group, own.pool);
   return static_cast<int>(caches.size()) - 1;
 }
 

@@ -40,14 +40,16 @@ struct Model {
   Limits limits;
   std::vector<Buffer> buffers;
   std::vector<Weight> weights;
-  std::vector<KVCache> caches;   // one a layer
-  std::vector<int32_t> windows;  // what each group of them sees, 0 = all
+  std::vector<int> num_blocks;  // of each pool of the KV cache
+  std::vector<KVGroup> groups;
+  std::vector<KVCache> caches;  // one a layer
   std::vector<RopeTable> ropes;
   std::vector<Op> ops;
 
   int add_buffer(int width, bool selected);
   int add_view(int base, int start, int width);
-  int add_kv_layer(int kv_heads, int head_dim, int window, int group);
+  int add_kv_group(int window, int pool);
+  int add_kv_layer(int kv_heads, int key_size, int value_size, int group);
   int add_matrices(std::vector<std::shared_ptr<const Matrix>> matrices);
   int add_vector(std::vector<float> values);
   void add(Op op);

@@ -23,7 +23,7 @@ void Program::finish() {
               "a matrix is packed for other instructions");
     }
   }
-  kv_memory_ = KVMemory(model.limits.num_blocks, model.caches);
+  kv_memory_ = KVMemory(model.num_blocks, model.caches);
   const auto rows = static_cast<size_t>(model.limits.max_tokens);
   for (size_t i = 0; i < model.buffers.size(); ++i) {
     const Buffer& buffer = model.buffers[i];
@@ -40,11 +40,11 @@ void Program::finish() {
   }
   regions_ = plan_regions(model);
   for (const Region& region : regions_) kinds_.push_back(profile_.kind(kind_of(region, model)));
-  block_of_.resize(model.windows.size() * rows);
+  block_of_.resize(model.groups.size() * rows);
 }
 
 void Program::step(const Batch& batch, const StepResult& result) {
-  check_batch(batch, model.limits, model.windows);
+  check_batch(batch, model.limits, model.groups);
   if (batch.inputs.size() != batch.tokens.size() * static_cast<size_t>(model.input_width())) {
     throw std::invalid_argument("wrong batch: inputs must have a row a token, as wide as the Program's Input");
   }
@@ -63,7 +63,7 @@ void Program::step(const Batch& batch, const StepResult& result) {
 
 void Program::find_blocks() {
   auto block = block_of_.begin();
-  for (size_t group = 0; group < model.windows.size(); ++group) {
+  for (size_t group = 0; group < model.groups.size(); ++group) {
     for (int sequence = 0; sequence < batch_->sequences(); ++sequence) {
       const Ints blocks = batch_->blocks_of(static_cast<int>(group), sequence);
       for (int row = batch_->starts[sequence]; row < batch_->starts[sequence + 1]; ++row) {

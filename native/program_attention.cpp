@@ -4,8 +4,9 @@
 namespace corral {
 
 void KVWrite::check(const Model& model) const {
-  const int width = model.cache(layer).kv_heads * model.cache(layer).head_dim;
-  require(model.buffer(k).width == width && model.buffer(v).width == width, "KVWrite's width");
+  const KVCache& cache = model.cache(layer);
+  require(model.buffer(k).width == cache.kv_heads * cache.key_size, "KVWrite's width of keys");
+  require(model.buffer(v).width == cache.kv_heads * cache.value_size, "KVWrite's width of values");
   require(!model.buffer(k).selected && !model.buffer(v).selected, "KVWrite needs positions");
 }
 
@@ -13,20 +14,21 @@ void KVWrite::run_row(Program& program, int row) const {
   KVCache& cache = program.model.caches[static_cast<size_t>(layer)];
   const PointwiseKernels& kernels = *program.kernels().pointwise;
   const float *keys = program.row_of(k, row), *values = program.row_of(v, row);
-  const int slot = program.batch().positions[row] % kKvBlock, dim = cache.head_dim;
+  const int slot = program.batch().positions[row] % kKvBlock, key = cache.key_size, value = cache.value_size;
   const int32_t block = program.block_of(cache.group, row);
   for (int head = 0; head < cache.kv_heads; ++head) {
-    kernels.store_half(keys + head * dim, cache.keys(block, head) + slot, dim, kKvBlock);
-    kernels.store_half(values + head * dim, cache.values(block, head) + slot * dim, dim, 1);
+    kernels.store_half(keys + head * key, cache.keys(block, head) + slot, key, kKvBlock);
+    kernels.store_half(values + head * value, cache.values(block, head) + slot * value, value, 1);
   }
 }
 
 void Attention::check(const Model& model) const {
   const KVCache& cache = model.cache(layer);
-  model.require_like(q, out);
+  require(model.buffer(q).selected == model.buffer(out).selected, "Attention's rows");
   require(model.buffer(q).base != model.buffer(out).base, "Attention's buffers");
   require(heads > 0 && heads % cache.kv_heads == 0, "Attention's heads must be a multiple of its kv heads");
-  require(model.buffer(q).width == heads * cache.head_dim, "Attention's width");
+  require(model.buffer(q).width == heads * cache.key_size, "Attention's width of queries");
+  require(model.buffer(out).width == heads * cache.value_size, "Attention's width of results");
 }
 
 void Attention::run(Program& program) const { program.attend(*this); }

@@ -28,7 +28,7 @@ class Runner:
         source = open_source(path)
         program = build_program(source)
         self._vocab, self._table = program.vocab_size, len(blocks_for(PROMPT + 1))
-        self._groups = len(program.kv_groups)
+        self._groups = len(program.cache.groups)
         self._random = np.random.default_rng(0)
         self._executor = NativeExecutor(
             program,

@@ -1,11 +1,10 @@
 """Small Programs for executor tests: inputs are rows of float tables, so that token n brings in row n."""
 
-from typing import Any
-
 import numpy as np
 
+from corral.models.cache import KVLayer
 from corral.models.ops import Embed, Op
-from corral.models.program import Buffer, KVLayer, Program
+from corral.models.program import Buffer, Program
 from corral.weights.qtensor import QTensor
 
 
@@ -42,8 +41,10 @@ class ProgramBuilder:
         self.weights.append(tensor)
         return len(self.weights) - 1
 
-    def kv_layer(self, *sizes: Any) -> int:
-        self.kv_layers.append(KVLayer(*sizes))
+    def kv_layer(
+        self, kv_heads: int, key_size: int, window: int | None = None, value_size: int | None = None
+    ) -> int:
+        self.kv_layers.append(KVLayer(kv_heads, key_size, value_size or key_size, window))
         return len(self.kv_layers) - 1
 
     def table(self, values: np.ndarray, scale: float = 1.0) -> int:

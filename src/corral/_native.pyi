@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from corral.models.ops import Op
 
+KV_BLOCK: int  # positions of a block of keys and values
+
 class Matrix:
     """A weight matrix in panels of 8 rows, or a stack of `experts` such matrices (native/matrix.h)."""
 
@@ -74,15 +76,16 @@ class Program:
     """Runs a model's ops; steps run without the GIL, one at a time."""
 
     def __init__(
-        self, vocab: int, max_tokens: int, max_sequences: int, num_blocks: int, threads: int, isa: str
+        self, vocab: int, max_tokens: int, max_sequences: int, num_blocks: list[int], threads: int, isa: str
     ) -> None: ...
     def add_buffer(self, width: int, selected: bool) -> int: ...
     def add_view(self, base: int, start: int, width: int) -> int:
         """Columns of a buffer that has memory of its own."""
 
-    def add_kv_layer(self, kv_heads: int, head_dim: int, window: int, group: int) -> int:
-        """window 0 = all positions; the layers of a group share block tables."""
+    def add_kv_group(self, window: int, pool: int) -> int:
+        """Layers that share block tables; window 0 = all positions."""
 
+    def add_kv_layer(self, kv_heads: int, key_size: int, value_size: int, group: int) -> int: ...
     def add_matrices(self, matrices: list[Matrix]) -> int:
         """One weight: a matrix, or one for each expert."""
 

@@ -8,9 +8,10 @@ from copy import copy
 from dataclasses import replace
 
 import numpy as np
+from caches import cache_of
 
 from batches import SampledBatch
-from corral.executors.batch import Batch, StepResult
+from corral.executors.batch import Batch, StepResult, blocks_of_pools
 from corral.executors.reference_sampling import mix
 from corral.types import BLOCK_SIZE
 
@@ -44,11 +45,14 @@ class FakeExecutor:
     `memory` only so many last tokens matter, and few tokens are said: replies repeat themselves.
     """
 
-    def __init__(self, num_blocks=64, max_tokens=64, fail_token=-1, kv_windows=(None,), memory=None):
+    def __init__(
+        self, num_blocks=64, max_tokens=64, fail_token=-1, kv_windows=(None,), memory=None, pools=()
+    ):
         self.memory = memory
-        self.num_blocks, self.max_tokens, self.fail_token = num_blocks, max_tokens, fail_token
-        self.kv_windows = kv_windows
-        self.kv = np.full(num_blocks * BLOCK_SIZE, -1, np.int32)
+        self.max_tokens, self.fail_token = max_tokens, fail_token
+        self.cache = cache_of(kv_windows, pools=pools)
+        self.num_blocks = blocks_of_pools(self.cache, num_blocks)
+        self.kv = [np.full(count * BLOCK_SIZE, -1, np.int32) for count in self.num_blocks]
         self.batches: list[SampledBatch] = []
         self.keep = False
         self.error: Exception | None = None
@@ -59,15 +63,15 @@ class FakeExecutor:
             self._raise()
         assert 0 < len(batch.tokens) <= self.max_tokens
         owner = np.repeat(np.arange(len(batch.starts) - 1), np.diff(batch.starts))
-        assert len(batch.tables) == len(self.kv_windows) and len(set(batch.slots.tolist())) == len(
-            batch.slots
-        )
+        groups = self.cache.groups
+        assert len(batch.tables) == len(groups)
+        assert len(set(batch.slots.tolist())) == len(batch.slots)
         blocks = batch.tables[:, batch.slots[owner], batch.positions // BLOCK_SIZE]
         places = blocks * BLOCK_SIZE + batch.positions % BLOCK_SIZE
-        assert (places >= 0).all() and len(set(places.ravel().tolist())) == places.size, (
-            "two tokens in one place"
-        )
-        self.kv[places] = batch.tokens
+        taken = {(group.pool, at) for group, row in zip(groups, places, strict=True) for at in row}
+        assert (places >= 0).all() and len(taken) == places.size, "two tokens in one place"
+        for group, row in zip(groups, places, strict=True):
+            self.kv[group.pool][row] = batch.tokens
         self.batch, self.owner = batch, owner
 
     def _raise(self):
@@ -103,11 +107,11 @@ class FakeExecutor:
 
     def _known(self, tables, position):
         seen = []
-        for window, table in zip(self.kv_windows, tables, strict=True):
-            at = np.arange(max(0, position + 1 - (window or position + 1)), position + 1)
+        for group, table in zip(self.cache.groups, tables, strict=True):
+            at = np.arange(max(0, position + 1 - (group.window or position + 1)), position + 1)
             blocks = table[at // BLOCK_SIZE]
             assert (blocks >= 0).all(), "a block that is seen is not there"
-            seen.append(self.kv[blocks * BLOCK_SIZE + at % BLOCK_SIZE].tolist())
+            seen.append(self.kv[group.pool][blocks * BLOCK_SIZE + at % BLOCK_SIZE].tolist())
         known = max(seen, key=len)
         assert all(tokens == known[len(known) - len(tokens) :] for tokens in seen), "groups read other tokens"
         return known

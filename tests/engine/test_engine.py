@@ -55,6 +55,29 @@ def test_second_asking_takes_the_prompt_from_the_cache_and_answers_the_same():
     assert (cold[-1].stats.cached_tokens, hot[-1].stats.cached_tokens) == (0, 96)
 
 
+def test_equal_prompts_with_different_salts_share_no_block():
+    engine, prompt = make(), list(range(100))
+
+    def reply(id, salt):
+        engine.add(id, prompt, greedy(3), salt)
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step()
+        return outputs
+
+    for id, (salt, cached) in enumerate([(b"", 0), (b"a", 0), (b"b", 0), (b"a", 96), (b"", 96)]):
+        outputs = reply(id, salt)
+        assert tokens_of(outputs) == next_tokens(prompt, 3)
+        assert outputs[-1].stats.cached_tokens == cached
+    for id, salt in enumerate([b"a", b"c", b"c"]):
+        engine.add(id, prompt, greedy(20), salt)
+    engine.step()
+    engine.check()
+    running = engine.scheduler.running
+    held = [set(sequence.tables[0]) for sequence in running]
+    assert len(held) == 2 and not held[0] & held[1]
+
+
 def test_a_conversation_continues_from_the_cached_reply():
     engine, prompt = make(), list(range(30))
     reply = tokens_of(run(engine, {1: (prompt, greedy(40))})[1])
@@ -283,12 +306,20 @@ def test_load_counts_tokens_in_used_blocks():
 
 
 @pytest.mark.parametrize(
-    ("kv_windows", "num_blocks"), [((None,), 24), ((40, None), 40), ((17, None, 33, 1), 48)]
+    ("kv_windows", "pools", "num_blocks"),
+    [
+        ((None,), (0,), 24),
+        ((40, None), (0, 0), 40),
+        ((17, None, 33, 1), (0, 0, 0, 0), 48),
+        ((40, None), (0, 1), (24, 24)),
+        ((17, None, 33, 1), (1, 0, 1, 0), (30, 30)),
+        ((40, None), (0, 1), (100, 24)),
+    ],
 )
-def test_replies_longer_than_windows_are_right_in_a_pool_that_is_short(kv_windows, num_blocks):
+def test_replies_longer_than_windows_are_right_in_pools_that_are_short(kv_windows, pools, num_blocks):
     requests = {id: ([id % 3] * (20 + 37 * id), greedy(150)) for id in range(4)}
     expected = {id: next_tokens(prompt, 150) for id, (prompt, _) in requests.items()}
-    engine = make(FakeExecutor(num_blocks=num_blocks, kv_windows=kv_windows), batch_tokens=48)
+    engine = make(FakeExecutor(num_blocks=num_blocks, kv_windows=kv_windows, pools=pools), batch_tokens=48)
     outputs = run(engine, requests)
     assert {id: tokens_of(outputs[id]) for id in outputs} == expected
     assert engine.load.preemptions > 0 and engine.load.blocks_used == 0
@@ -304,7 +335,9 @@ def test_random_life_is_right_token_for_token(data):
     """Random arrivals, cancels and pool sizes: what is not cancelled equals what it gives alone."""
     blocks, batch, running = (data.draw(st.integers(*r)) for r in ((3, 8), (1, 40), (1, 5)))
     windows = data.draw(st.sampled_from([(None,), (None, 20), (17, 17, None), (5, None, 40, None)]))
-    executor = FakeExecutor(num_blocks=blocks * len(windows), kv_windows=windows)
+    pools = data.draw(st.sampled_from([(0,) * len(windows), tuple(range(len(windows)))]))
+    counts = [blocks * pools.count(pool) for pool in range(max(pools) + 1)]
+    executor = FakeExecutor(num_blocks=counts, kv_windows=windows, pools=pools)
     engine = make(executor, batch_tokens=batch, max_sequences=running)
     longest = engine.limits.kv_tokens
     assert longest >= blocks * 16

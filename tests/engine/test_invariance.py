@@ -42,7 +42,7 @@ def executor_name(request):
 
 
 def make(name, program, num_blocks=200, batch_tokens=64, drafts=True):
-    num_blocks *= len(program.kv_groups)
+    num_blocks *= len(program.cache.groups)
     executor = EXECUTORS[name](program, num_blocks=num_blocks, max_tokens=64)
     options = EngineOptions(
         context_length=program.context_length,
@@ -138,7 +138,7 @@ def test_a_context_far_beyond_the_window_is_read_as_if_every_block_were_kept(exe
 
 def keeping_everything(name, program, prompt, count):
     """The same greedy reply from the executor alone, with a block of its own for every position."""
-    groups, length = len(program.kv_groups), len(prompt) + count
+    groups, length = len(program.cache.groups), len(prompt) + count
     blocks = blocks_for(length)
     executor = EXECUTORS[name](program, num_blocks=len(blocks) * groups, max_tokens=512)
     known, computed = list(prompt), 0

@@ -1,13 +1,13 @@
+from caches import tables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.engine.scheduler import Demand, Scheduler
 from corral.engine.sequence import Sequence
-from corral.engine.tables import BlockTables
 
 
-def make(num_blocks=8, block_size=4, batch_tokens=16, max_sequences=4, windows=(None,)):
-    tables = BlockTables(num_blocks, block_size, windows, batch_tokens)
+def make(num_blocks=8, block_size=4, batch_tokens=16, max_sequences=4, windows=(None,), pools=()):
+    tables = tables_of(num_blocks, block_size, windows, batch_tokens, pools)
     return Scheduler(tables, batch_tokens=batch_tokens, max_sequences=max_sequences)
 
 
@@ -152,7 +152,7 @@ def test_a_prefix_is_shared_while_its_first_holder_runs():
     s.add(Sequence(2, list(range(9))))
     assert run_step(s) == {1: 1, 2: 1}
     assert s.running[0].tables[0][:2] == s.running[1].tables[0][:2]
-    assert s.pool.used == 4
+    assert s.tables.used == 4
 
 
 def test_a_sequence_that_scores_its_prompt_takes_no_prefix():
@@ -200,7 +200,11 @@ def test_remove_of_a_waiting_sequence_leaves_the_others():
     assert run_step(s) == {2: 1}
 
 
-layers = st.sampled_from([(None,), (7,), (1,), (None, 6), (5, None, 5, 12), (None, None, 16)])
+one_pool = [(None,), (7,), (1,), (None, 6), (5, None, 5, 12), (None, None, 16)]
+layers = st.sampled_from(
+    [(windows, (0,) * len(windows)) for windows in one_pool]
+    + [((None, 6), (0, 1)), ((5, None, 5, 12), (0, 1, 0, 1)), ((9, 3), (1, 0))]
+)
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
 arrivals = st.lists(
     st.tuples(st.integers(0, 12), prompts, st.integers(1, 12), st.none() | st.integers(0, 30)),
@@ -216,10 +220,12 @@ arrivals = st.lists(
     st.none() | st.integers(0, 9),
     layers,
 )
-def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, sizes, reading, windows):
+def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, sizes, reading, layers):
     """Arrivals: step of arrival, prompt, reply length, step of cancellation."""
     batch_tokens, max_sequences = sizes
-    s = make(num_blocks * len(windows), 4, batch_tokens, max_sequences, windows)
+    windows, pools = layers
+    counts = [num_blocks * pools.count(pool) for pool in range(max(pools) + 1)]
+    s = make(counts, 4, batch_tokens, max_sequences, windows, pools)
     limits, live, ended = {}, {}, set()
     step = 0
     last_arrival = max((when for when, *_ in arrivals), default=0)
@@ -256,7 +262,7 @@ def test_everything_ends_and_nothing_leaks(arrivals, num_blocks, sizes, reading,
         s.check()
         step += 1
         assert step < 3000, "starvation"
-    assert s.pool.used == 0 and not s.running and not s.waiting
+    assert s.tables.used == 0 and not s.running and not s.waiting
 
 
 def test_mixed_lengths_waste_less_than_four_percent():
@@ -268,6 +274,6 @@ def test_mixed_lengths_waste_less_than_four_percent():
     held = wasted = 0
     for _ in range(300):
         run_step(s)
-        held += s.pool.used * 16
+        held += s.tables.used * 16
         wasted += s.wasted_tokens()
     assert held and wasted / held < 0.04

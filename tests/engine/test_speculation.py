@@ -180,7 +180,7 @@ def requests_of_all_kinds(vocab_size):
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_real_executors_say_the_same_bits_with_drafts(name, program):
     wanted = dict(requests_of_all_kinds(program.vocab_size))
-    executor = EXECUTORS[name](program, num_blocks=200 * len(program.kv_groups), max_tokens=64)
+    executor = EXECUTORS[name](program, num_blocks=200 * len(program.cache.groups), max_tokens=64)
     options = EngineOptions(
         context_length=program.context_length,
         vocab_size=program.vocab_size,

@@ -33,7 +33,7 @@ def compute_bits(path: Path, model: str, isa: str) -> dict[str, Any]:
         program = build_program(GGUFSource(file))
         executor = NativeExecutor(
             program,
-            num_blocks=40 * len(program.kv_groups),
+            num_blocks=40 * len(program.cache.groups),
             max_tokens=256,
             max_sequences=2,
             threads=2,
@@ -57,7 +57,7 @@ def _score_digest(executor: Any, tokens: np.ndarray) -> str:
         executor,
         make_batch(
             [Part(tokens, blocks_for(count))],
-            groups=len(executor.kv_windows),
+            groups=len(executor.cache.groups),
             target=np.append(tokens[1:], 0).astype(np.int32),
             logprobs=np.full(count, 20, np.int32),
         ),

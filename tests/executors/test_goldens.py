@@ -63,7 +63,7 @@ def program(model: str, request: pytest.FixtureRequest) -> Iterator[Program]:
 
 @pytest.fixture(scope="module")
 def reference(program: Program) -> Iterator[Executor]:
-    executor = ReferenceExecutor(program, num_blocks=20 * len(program.kv_groups), max_tokens=MAX_TOKENS)
+    executor = ReferenceExecutor(program, num_blocks=20 * len(program.cache.groups), max_tokens=MAX_TOKENS)
     yield executor
     executor.close()
 
@@ -79,7 +79,7 @@ def make_native(program: Program) -> Executor:
     pytest.importorskip("corral._native", reason="the native module is not built", exc_type=ImportError)
     from corral.executors.native import NativeExecutor
 
-    num_blocks = 20 * len(program.kv_groups)
+    num_blocks = 20 * len(program.cache.groups)
     return NativeExecutor(program, num_blocks=num_blocks, max_tokens=MAX_TOKENS, max_sequences=1, threads=2)
 
 
@@ -90,7 +90,7 @@ def score(executor: Executor, tokens: np.ndarray) -> StepResult:
         executor,
         make_batch(
             [Part(tokens, blocks_for(count))],
-            groups=len(executor.kv_windows),
+            groups=len(executor.cache.groups),
             target=np.append(tokens[1:], 0).astype(np.int32),
             logprobs=np.full(count, 20, np.int32),
         ),
@@ -142,7 +142,7 @@ def follow_greedily(executor: Executor, golden: Golden) -> tuple[list[int], list
         count = 1 if rows else stop - start
         result = step(
             executor,
-            make_batch([part], groups=len(executor.kv_windows), logprobs=np.full(count, 2, np.int32)),
+            make_batch([part], groups=len(executor.cache.groups), logprobs=np.full(count, 2, np.int32)),
         )
         said += result.tokens.tolist()
         close += (result.top_logprobs[:, 0] - result.top_logprobs[:, 1] <= NEAR_TIE).tolist()

@@ -42,7 +42,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def open_native(program: Program, **fields: Any) -> NativeExecutor:
     sizes = {
-        "num_blocks": NUM_BLOCKS * len(program.kv_groups),
+        "num_blocks": NUM_BLOCKS * len(program.cache.groups),
         "max_tokens": 512,
         "max_sequences": 32,
         "threads": 2,
@@ -52,7 +52,7 @@ def open_native(program: Program, **fields: Any) -> NativeExecutor:
 
 def run(executor: NativeExecutor, *parts: Part) -> StepResult:
     rows = sum(len(part.tokens if part.rows is None else part.rows) for part in parts)
-    groups = len(executor.kv_windows)
+    groups = len(executor.cache.groups)
     return step(executor, make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
 
 
@@ -69,7 +69,7 @@ def whole(program: Program) -> StepResult:
 
 @pytest.mark.parametrize("isa", ["scalar", "auto"])
 def test_results_agree_with_the_reference(program: Program, isa: str) -> None:
-    native, groups = open_native(program, isa=isa), len(program.kv_groups)
+    native, groups = open_native(program, isa=isa), len(program.cache.groups)
     reference = ReferenceExecutor(program, num_blocks=8 * groups, max_tokens=90)
     parts = [Part(TOKENS[:90], blocks_for(90))]
     batch = make_batch(parts, groups=groups, logprobs=np.full(90, 20, np.int32))
@@ -213,7 +213,7 @@ WRONG: Sequence[dict[str, Any]] = [
 def test_a_wrong_batch_is_refused_and_the_next_one_runs(program: Program, fields: dict[str, Any]) -> None:
     executor = open_native(program, max_tokens=8, max_sequences=2)
     parts = [Part([4, 5], [0], rows=[0, 1]), Part([6], [1], rows=[])]
-    good = make_batch(parts, groups=len(program.kv_groups))
+    good = make_batch(parts, groups=len(program.cache.groups))
     before = step(executor, good)
     with pytest.raises((ValueError, TypeError)):
         step(executor, broken(good, **fields))
@@ -234,7 +234,7 @@ def test_a_wrong_batch_is_refused_and_the_next_one_runs(program: Program, fields
 )
 def test_wrong_masks_are_refused(program: Program, rows: np.ndarray, bits: Any) -> None:
     executor = open_native(program, max_tokens=8, max_sequences=2)
-    batch = make_batch([Part([4, 5], [0])], groups=len(program.kv_groups))
+    batch = make_batch([Part([4, 5], [0])], groups=len(program.cache.groups))
     words = np.full((1, -(-program.vocab_size // 32)), 2**32 - 1, np.uint32)
     step(executor, broken(batch, masks=Masks(ints(0, -1), words)))
     with pytest.raises(ValueError, match=r"wrong batch"):
@@ -243,12 +243,12 @@ def test_wrong_masks_are_refused(program: Program, rows: np.ndarray, bits: Any) 
 
 def test_blocks_that_no_row_sees_need_not_be_there(tmp_path: Path) -> None:
     program = build_program(GGUFSource.open(tiny_gemma3(tmp_path / "m.gguf", window=32)))
-    executor, groups = open_native(program), len(program.kv_groups)
+    executor, groups = open_native(program), len(program.cache.groups)
     batch = make_batch([Part(TOKENS[:100], blocks_for(101), rows=[])], groups=groups)
     step(executor, batch)
     last = make_batch([Part([3], blocks_for(101), 100)], groups=groups)
     wanted = step(executor, last)
-    for group, window in enumerate(program.kv_groups):
+    for group, window in enumerate(program.cache.groups):
         for block in range(7):
             gap = last.tables.copy()
             gap[group, 0, block] = -1
@@ -270,7 +270,7 @@ def test_more_tokens_or_sequences_than_promised_are_refused(program: Program) ->
 def test_a_step_without_tokens_gives_nothing(program: Program) -> None:
     executor = open_native(program)
     batch = make_batch([Part([1], [0], rows=[])])
-    groups = len(program.kv_groups)
+    groups = len(program.cache.groups)
     empty = replace(
         batch,
         tokens=np.zeros(0, I32),
@@ -307,6 +307,19 @@ def test_an_op_over_wrong_shapes_is_refused() -> None:
     for case in cases:
         with pytest.raises(ValueError, match="wrong program"):
             build(case)
+
+
+def test_a_module_with_blocks_of_another_size_is_refused_at_import() -> None:
+    program = "\n".join(
+        [
+            "import corral.types",
+            "corral.types.BLOCK_SIZE = 8",
+            "import corral.executors.native",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ImportError: corral._native keeps 16 positions in a KV block, and this corral 8" in done.stderr
 
 
 def test_unknown_kernels_are_refused(program: Program) -> None:

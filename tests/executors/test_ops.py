@@ -12,6 +12,7 @@ from batches import Part, blocks_for, make_batch, step
 from corral.config import ISAS
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
+from corral.models.cache import KVLayer
 from corral.models.ops import (
     Activation,
     Add,
@@ -255,12 +256,22 @@ def attention(
     softcap: float = 0.0,
 ) -> tuple[ProgramBuilder, int]:
     builder = ProgramBuilder(VOCAB)
-    q = builder.table(values(heads * head_dim, 0, spread))
-    k, v = (builder.table(values(kv_heads * head_dim, seed)) for seed in (1, 2))
-    out, layer = builder.buffer(heads * head_dim), builder.kv_layer(kv_heads, head_dim, window)
+    return builder, attend(builder, heads, KVLayer(kv_heads, head_dim, head_dim, window), spread, softcap)
+
+
+def attend(
+    builder: ProgramBuilder, heads: int, kv: KVLayer, spread: float = 1.0, softcap: float = 0.0
+) -> int:
+    """One layer's attention over tables of its own; gives its output."""
+    number = len(builder.kv_layers)
+    q = builder.table(values(heads * kv.key_size, number, spread))
+    k = builder.table(values(kv.kv_heads * kv.key_size, number + 1))
+    v = builder.table(values(kv.kv_heads * kv.value_size, number + 2))
+    layer = builder.kv_layer(kv.kv_heads, kv.key_size, kv.window, kv.value_size)
+    out = builder.buffer(heads * kv.value_size)
     builder.add(KVWrite(k, v, layer))
-    builder.add(Attention(q, out, layer, heads, head_dim**-0.5, softcap))
-    return builder, out
+    builder.add(Attention(q, out, layer, heads, kv.key_size**-0.5, softcap))
+    return out
 
 
 @pytest.mark.parametrize("head_dim", [4, 8, 24, 64, 80, 128, 256])
@@ -275,6 +286,40 @@ def test_attention_reads_the_whole_sequence(head_dim: int, heads: int, kv_heads:
 def test_attention_caps_its_scores(softcap: float, spread: float, head_dim: int, isa: str) -> None:
     builder, out = attention(6, 2, head_dim, 50, spread, softcap)
     compare(builder, [out], [whole(80), whole(1, start=80), whole(3, start=81)], isa, tolerance=5e-5)
+
+
+@pytest.mark.parametrize(("key_size", "value_size"), [(24, 16), (192, 128), (64, 80), (16, 64), (12, 6)])
+@pytest.mark.parametrize(("threads", "window"), [(1, None), (3, None), (2, 70)])
+def test_attention_takes_values_of_another_size_than_keys(
+    key_size: int, value_size: int, threads: int, window: int | None, isa: str
+) -> None:
+    builder = ProgramBuilder(VOCAB)
+    out = attend(builder, 6, KVLayer(2, key_size, value_size, window))
+    steps = [whole(96, start) for start in range(0, 384, 96)] + [whole(1, start=384), whole(3, start=385)]
+    compare(builder, [out], steps, isa, threads=threads)
+
+
+def test_layers_of_two_pools_have_blocks_and_windows_of_their_own(isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    layers = [KVLayer(3, 64, 64, 40), KVLayer(2, 48, 32), KVLayer(3, 64, 64, 20), KVLayer(2, 48, 32)]
+    outs = [attend(builder, 6, layer) for layer in layers]
+    program = builder.build()
+    cache, counts = program.cache, (24, 13)
+    assert [group.pool for group in cache.groups] == [0, 1, 0] and len(cache.block_bytes) == 2
+    native = NativeExecutor(program, num_blocks=counts, max_tokens=VOCAB, max_sequences=1, threads=2, isa=isa)
+    reference = ReferenceExecutor(program, num_blocks=counts, max_tokens=VOCAB)
+    table = np.array([np.arange(0, 24, 2), np.arange(12, 0, -1), np.arange(1, 24, 2)], np.int32)[:, None]
+    for start, count in [(0, 96), (96, 80), (176, 1)]:
+        batch = replace(make_batch([Part(range(count), range(12), start, rows=[])]), blocks=table)
+        native.step(batch)
+        reference.step(batch)
+        for out in outs:
+            np.testing.assert_allclose(native.buffer(out), reference.buffer(out), rtol=2e-5, atol=2e-5)
+    for group, most in ((0, 24), (1, 13), (2, 24)):
+        wrong = table.copy()
+        wrong[group, 0, 11] = most
+        with pytest.raises(ValueError, match="numbers of blocks"):
+            native.step(replace(batch, blocks=wrong))
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 64, 65, 90, 300, 10000])

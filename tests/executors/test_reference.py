@@ -8,8 +8,9 @@ import pytest
 from batches import Part, blocks_for, greedy_rows, make_batch, step, with_columns
 from corral.executors.batch import Bias, Executor, Penalties, StepResult
 from corral.executors.reference import ReferenceExecutor
+from corral.models.cache import KVLayer
 from corral.models.ops import Attention, Embed, Head, KVWrite, Linear, RmsNorm
-from corral.models.program import Buffer, KVLayer, Program
+from corral.models.program import Buffer, Program
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
 from corral.weights.gguf import open_gguf
@@ -29,12 +30,12 @@ def program(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Program]
 
 @pytest.fixture
 def executor(program: Program) -> Executor:
-    return ReferenceExecutor(program, num_blocks=32 * len(program.kv_groups), max_tokens=128)
+    return ReferenceExecutor(program, num_blocks=32 * len(program.cache.groups), max_tokens=128)
 
 
 def run(executor: Executor, parts: list[Part]) -> StepResult:
     rows = sum(len(part.tokens) for part in parts)
-    groups = len(executor.kv_windows)
+    groups = len(executor.cache.groups)
     return step(executor, make_batch(parts, groups=groups, logprobs=np.full(rows, 20, np.int32)))
 
 
@@ -73,7 +74,7 @@ def test_prefill_and_decode_mix_in_one_step(executor: Executor) -> None:
 def test_only_wanted_rows_come_back_in_their_order(executor: Executor) -> None:
     blocks = blocks_for(len(TOKENS))
     whole = run(executor, [Part(TOKENS, blocks)])
-    groups, part = len(executor.kv_windows), Part(TOKENS, blocks, rows=[3, 89])
+    groups, part = len(executor.cache.groups), Part(TOKENS, blocks, rows=[3, 89])
     some = step(executor, make_batch([part], groups=groups, logprobs=np.full(2, 20, np.int32)))
     np.testing.assert_allclose(some.top_logprobs, whole.top_logprobs[[3, 89]], **CLOSE)
 
@@ -82,7 +83,7 @@ def test_a_step_that_wants_no_logits_still_fills_the_cache(executor: Executor) -
     blocks = blocks_for(len(TOKENS))
     whole = run(executor, [Part(TOKENS, blocks)])
     part = Part(TOKENS[:-1], blocks_for(len(TOKENS), first=8), rows=[])
-    step(executor, make_batch([part], groups=len(executor.kv_windows)))
+    step(executor, make_batch([part], groups=len(executor.cache.groups)))
     last = run(executor, [Part(TOKENS[-1:], blocks_for(len(TOKENS), first=8), start=len(TOKENS) - 1)])
     np.testing.assert_allclose(last.top_logprobs[0], whole.top_logprobs[-1], **CLOSE)
 
@@ -100,10 +101,11 @@ def float_tensor(values: np.ndarray) -> QTensor:
 
 def attention_program(layer: KVLayer, heads: int, rng: np.random.Generator) -> Program:
     """q, k and v are tables by token; logits are one head's output."""
-    width, kv_width = heads * layer.head_dim, layer.kv_heads * layer.head_dim
-    tables = [rng.normal(0, 1, (64, columns)) for columns in (width, kv_width, kv_width)]
+    width = heads * layer.value_size
+    widths = [heads * layer.key_size, layer.kv_heads * layer.key_size, layer.kv_heads * layer.value_size]
+    tables = [rng.normal(0, 1, (64, columns)) for columns in widths]
     return Program(
-        buffers=(Buffer("q", width), Buffer("k", kv_width), Buffer("v", kv_width), Buffer("o", width)),
+        buffers=tuple(map(Buffer, "qkvo", [*widths, width])),
         weights=tuple(float_tensor(table) for table in [*tables, np.eye(width)]),
         kv_layers=(layer,),
         ops=(
@@ -123,22 +125,23 @@ def dense_attention(program: Program, tokens: list[int], heads: int) -> np.ndarr
     """Position by position over the plain list of what each one may see."""
     layer = program.kv_layers[0]
     q, k, v = (program.weights[i].dequantize()[tokens].astype(float) for i in range(3))
-    out = np.zeros_like(q)
+    out = np.zeros((len(q), heads * layer.value_size))
     for n in range(len(tokens)):
         first = 0 if layer.window is None else max(0, n + 1 - layer.window)
         for head in range(heads):
-            own = slice(head * layer.head_dim, (head + 1) * layer.head_dim)
             kv_head = head // (heads // layer.kv_heads)
-            kv = slice(kv_head * layer.head_dim, (kv_head + 1) * layer.head_dim)
-            scores = np.exp(0.3 * k[first : n + 1, kv] @ q[n, own])
-            out[n, own] = scores @ v[first : n + 1, kv] / scores.sum()
+            keys, values = (x.reshape(len(x), layer.kv_heads, -1)[first : n + 1, kv_head] for x in (k, v))
+            scores = np.exp(0.3 * keys @ q[n].reshape(heads, -1)[head])
+            out[n].reshape(heads, -1)[head] = scores @ values / scores.sum()
     return out
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, BLOCK_SIZE, 40, 1000])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
-def test_attention_sees_what_a_dense_mask_shows(window: int | None, heads: int, kv_heads: int) -> None:
-    program = attention_program(KVLayer(kv_heads, 8, window), heads, np.random.default_rng(3))
+@pytest.mark.parametrize(("heads", "kv_heads", "value_size"), [(4, 4, 8), (6, 2, 8), (4, 1, 6), (4, 2, 12)])
+def test_attention_sees_what_a_dense_mask_shows(
+    window: int | None, heads: int, kv_heads: int, value_size: int
+) -> None:
+    program = attention_program(KVLayer(kv_heads, 8, value_size, window), heads, np.random.default_rng(3))
     executor = ReferenceExecutor(program, num_blocks=8, max_tokens=64)
     tokens = np.random.default_rng(4).integers(0, 64, 50).tolist()
     blocks = [5, 1, 7, 2]

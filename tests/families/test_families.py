@@ -100,7 +100,7 @@ def executor(program: Program, request: pytest.FixtureRequest) -> Iterator[Execu
 
 
 def open_executor(program: Program, name: str) -> Executor:
-    num_blocks = 3 * len(blocks_for(COUNT)) * len(program.kv_groups)
+    num_blocks = 3 * len(blocks_for(COUNT)) * len(program.cache.groups)
     if name == "reference":
         return ReferenceExecutor(program, num_blocks=num_blocks, max_tokens=COUNT)
     from corral.executors.native import NativeExecutor
@@ -124,7 +124,7 @@ def follow(executor: Executor, schedule: Schedule) -> dict[tuple[int, int], tupl
             places += [(sequence, position) for position in range(start, stop)]
         batch = make_batch(
             parts,
-            groups=len(executor.kv_windows),
+            groups=len(executor.cache.groups),
             target=np.array(targets, np.int32),
             logprobs=np.full(len(targets), 20, np.int32),
         )

@@ -20,7 +20,7 @@ def logprobs(path: Path, tokens: list[int]) -> np.ndarray:
 
 def program_logprobs(program: Program, tokens: list[int]) -> np.ndarray:
     """Log-probs [N, vocabulary] of a Program, in one step."""
-    groups, blocks = len(program.kv_groups), blocks_for(len(tokens))
+    groups, blocks = len(program.cache.groups), blocks_for(len(tokens))
     executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(tokens))
     step(executor, make_batch([Part(tokens, blocks)], groups=groups))
     result = dense.log_softmax(executor.logits.astype(np.float64))

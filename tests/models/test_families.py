@@ -84,7 +84,7 @@ def test_native_agrees_through_prefill_chunks_and_decode(family: tuple[Program, 
     from corral.executors.native import NativeExecutor
 
     program, wanted = family
-    groups, blocks = len(program.kv_groups), blocks_for(len(TOKENS))
+    groups, blocks = len(program.cache.groups), blocks_for(len(TOKENS))
     native = NativeExecutor(
         program, num_blocks=groups * len(blocks), max_tokens=64, max_sequences=1, threads=2
     )

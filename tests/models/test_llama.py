@@ -79,7 +79,7 @@ def test_program_has_the_shape_of_the_architecture(tmp_path: Path) -> None:
         program = build_program(GGUFSource(file))
     assert len(program.kv_layers) == 3
     assert program.context_length == 512
-    assert program.kv_block_bytes() == BLOCK_SIZE * 3 * 2 * 2 * 16 * 2
+    assert program.cache.block_bytes == (BLOCK_SIZE * 3 * 2 * 2 * 16 * 2,)
     assert isinstance(program.ops[0], Embed)
     assert isinstance(program.ops[-1], Head)
     assert sum(isinstance(op, Attention) for op in program.ops) == 3

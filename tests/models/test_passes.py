@@ -10,11 +10,11 @@ from running import random_tokens
 from batches import Part, blocks_for, make_batch, step
 from corral.executors.reference import ReferenceExecutor
 from corral.models.builder import GraphBuilder
+from corral.models.cache import KVLayer
 from corral.models.graph import Graph
 from corral.models.ops import Activation, Attention, Embed, Head, Input, KVWrite, Linear, Op, Output, Select
 from corral.models.passes import cut, narrow
 from corral.models.placement import place
-from corral.models.program import KVLayer
 from corral.models.table import build_graph
 from corral.weights.gguf_source import GGUFSource
 from gguf_files import tiny_gemma3, tiny_llama
@@ -48,7 +48,7 @@ def test_wanted_rows_alone_give_the_same_logits(
     graph = build_graph(GGUFSource.open(make(tmp_path / "m.gguf")))
     logits = []
     for program in (place(graph), place(narrow(graph))):
-        groups, blocks = len(program.kv_groups), blocks_for(len(TOKENS))
+        groups, blocks = len(program.cache.groups), blocks_for(len(TOKENS))
         executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(TOKENS))
         step(executor, make_batch([Part(TOKENS, blocks, rows=rows)], groups=groups))
         logits.append(executor.logits)
@@ -73,7 +73,7 @@ def test_a_value_and_views_of_it_are_narrowed_where_each_may_be() -> None:
     g = GraphBuilder(MemorySource("test", {}, arrays))
     qkv = g.linear(g.embed("token_embd", 20, 16), "qkv", 24)
     q, k, v = (g.view(qkv, start, 8) for start in (0, 8, 16))
-    a = g.attention(q, k, v, KVLayer(1, 8), 0.3)
+    a = g.attention(q, k, v, KVLayer(1, 8, 8), 0.3)
     up = g.linear(a, "up", 16)
     gate, other = g.view(up, 0, 8), g.view(up, 8, 8)
     g.head(g.gated(gate, other, Activation.SILU), 20)
@@ -96,7 +96,7 @@ def test_what_wanted_rows_are_taken_of_stays_whole_for_others() -> None:
     g = GraphBuilder(MemorySource("test", {}, arrays))
     x = g.embed("token_embd", 20, 16)
     q, k, v = (g.linear(x, name, 8) for name in "qkv")
-    g.head(g.attention(q, k, v, KVLayer(1, 8), 0.3), 20)
+    g.head(g.attention(q, k, v, KVLayer(1, 8, 8), 0.3), 20)
     graph = narrow(g.build(20, 64))
     linears = [op for op in graph.ops if isinstance(op, Linear)]
     assert [graph.values[op.x].selected for op in linears] == [True, False, False]
@@ -116,7 +116,7 @@ def test_stages_hand_on_rows_that_give_the_same_logits(
     assert [isinstance(stage.ops[-1], Output) for stage in stages] == [True] * (len(layers) - 1) + [False]
 
     def run(program, rows, inputs=None):
-        groups, blocks = len(program.kv_groups), blocks_for(len(TOKENS))
+        groups, blocks = len(program.cache.groups), blocks_for(len(TOKENS))
         executor = ReferenceExecutor(program, num_blocks=groups * len(blocks), max_tokens=len(TOKENS))
         batch = make_batch([Part(TOKENS, blocks, rows=rows)], groups=groups)
         result = step(executor, batch if inputs is None else replace(batch, inputs=inputs))

@@ -26,7 +26,7 @@ def check_ranks_agree(graph: Graph, world: int, tokens: list[int] = TOKENS) -> N
     """A prompt in two chunks gives on every rank the logits of the whole graph."""
     whole = place(narrow(graph))
     ranks = [place(narrow(shard(graph, rank, world))) for rank in range(world)]
-    groups, blocks = len(whole.kv_groups), blocks_for(len(tokens))
+    groups, blocks = len(whole.cache.groups), blocks_for(len(tokens))
     sizes = {"num_blocks": groups * len(blocks), "max_tokens": len(tokens)}
     executor, together = ReferenceExecutor(whole, **sizes), Ranks(ranks, **sizes)
     for start, stop in [(0, 25), (25, len(tokens))]:

@@ -1,7 +1,6 @@
 import pytest
 
 from corral.config import Settings
-from corral.engine.tables import blocks_needed
 from corral.models.config import read_config
 from corral.models.table import build_program
 from corral.pool.memory import MemoryBudget, kv_bytes
@@ -24,9 +23,7 @@ def kv(config, available, **settings):
 
 
 def kv_of_a_program(program, tokens, chunk):
-    return program.kv_block_bytes() * blocks_needed(
-        [group.window for group in program.kv_groups], tokens, chunk, BLOCK_SIZE
-    )
+    return program.cache.bytes_needed(tokens, chunk)
 
 
 @pytest.mark.parametrize("write", [tiny_llama, tiny_gemma3])

@@ -25,6 +25,7 @@ from corral.engine.load import load
 from corral.engine.protocol import EngineSpec
 from corral.engine.wire import HEADER, decode_from_engine, encode_frame
 from corral.executors.batch import Batch, SamplingRows, StepResult
+from corral.models.cache import CacheSpec, KVLayer
 from corral.models.table import build_program
 from corral.pool.machine import usable_cores
 from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS, SamplingParams
@@ -54,13 +55,12 @@ def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int
     """Decode with each number of sequences, `prompt` tokens long at the beginning."""
     tokens = max(users) * (prompt + WARM + MEASURED + _SPARE)
     program = build_program(open_source(path))
-    blocks = -(-tokens // BLOCK_SIZE) * len(program.kv_groups)
     spec = EngineSpec(
         path=str(path),
         threads=settings.threads or usable_cores(),
         batch_tokens=settings.batch_tokens,
         max_sequences=max(settings.max_sequences, *users),
-        kv_bytes=blocks * program.kv_block_bytes(),
+        kv_bytes=program.cache.bytes_needed(tokens, tokens),
         isa=settings.isa,
         drafts=False,  # a step is one token a sequence
     )
@@ -81,10 +81,10 @@ def engine_costs(users: Sequence[int], prompt: int) -> list[StepCosts]:
 class NullExecutor:
     """Takes no time and gives tokens that look random: no guess at them comes true."""
 
-    kv_windows: tuple[int | None, ...] = (None,)
+    cache = CacheSpec.of([KVLayer(kv_heads=1, key_size=1, value_size=1)])
 
     def __init__(self, num_blocks: int, max_tokens: int, vocab_size: int):
-        self.num_blocks, self.max_tokens, self.vocab_size = num_blocks, max_tokens, vocab_size
+        self.num_blocks, self.max_tokens, self.vocab_size = (num_blocks,), max_tokens, vocab_size
         self._steps = 0
 
     def submit(self, batch: Batch) -> None:

@@ -36,11 +36,11 @@ class Engine:
         self.executor = executor
         self.options = options
         batch_tokens = min(options.batch_tokens, executor.max_tokens)
-        tables = BlockTables(executor.num_blocks, BLOCK_SIZE, executor.kv_windows, batch_tokens)
+        tables = BlockTables(executor.cache, executor.num_blocks, batch_tokens)
         self.scheduler = Scheduler(tables, batch_tokens=batch_tokens, max_sequences=options.max_sequences)
         self.limits = Limits(options.context_length, options.vocab_size, self.scheduler.capacity)
         longest = min(options.context_length, self.scheduler.capacity)
-        groups = len(executor.kv_windows)
+        groups = len(executor.cache.groups)
         self._arrays = BatchArrays(
             self.scheduler.max_sequences, batch_tokens, groups, -(-longest // BLOCK_SIZE)
         )
@@ -51,10 +51,20 @@ class Engine:
         # Seconds spent in each part of all steps so far; the worker adds its own part, "send".
         self.phases = dict.fromkeys(("schedule", "pack", "executor", "finish", "send"), 0.0)
 
-    def add(self, id: int, prompt: list[int], params: SamplingParams, scores: Scores = NO_SCORES) -> None:
-        """Queue a request; raises what `check_request` raises. The client sees to how many there are."""
+    def add(
+        self,
+        id: int,
+        prompt: list[int],
+        params: SamplingParams,
+        scores: Scores = NO_SCORES,
+        salt: bytes = b"",
+    ) -> None:
+        """Queue a request; raises what `check_request` raises. The client sees to how many there are.
+
+        Requests with different salts share no cached prefix.
+        """
         check_request(prompt, params, self.limits, scores)
-        request = Request(id, prompt, params, scores, self.limits)
+        request = Request(id, prompt, params, scores, self.limits, salt)
         if request.sequence.tokens and (request.replies or request.scoring):
             self._requests[id] = request
             self.scheduler.add(request.sequence)
@@ -76,12 +86,12 @@ class Engine:
     def load(self) -> Load:
         """How full the engine is."""
         scheduler = self.scheduler
-        used = scheduler.pool.used
+        used = scheduler.tables.used
         return Load(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             blocks_used=used,
-            blocks_cached=scheduler.pool.cached,
+            blocks_cached=scheduler.tables.cached,
             tokens_held=used * BLOCK_SIZE - scheduler.wasted_tokens(),
             preemptions=scheduler.preemptions,
             steps=self._steps,

@@ -32,7 +32,7 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
     begun = time.monotonic_ns()
     source = open_source(spec.path)
     program = build_program(source)
-    num_blocks = kv_blocks(program, spec.kv_bytes)
+    num_blocks = kv_blocks(program, spec)
     executor = make_executor(program, spec, num_blocks, source)
     options = EngineOptions(
         context_length=program.context_length,
@@ -45,29 +45,31 @@ def load(spec: EngineSpec) -> tuple[Engine, Ready]:
     ready = Ready(
         context_length=program.context_length,
         vocab_size=program.vocab_size,
-        num_blocks=num_blocks,
+        num_blocks=sum(num_blocks),
         block_size=BLOCK_SIZE,
         kv_tokens=engine.limits.kv_tokens,
         weight_bytes=getattr(executor, "weight_bytes", 0) or sum(w.nbytes for w in program.weights),
-        kv_bytes=num_blocks * program.kv_block_bytes(),
+        kv_bytes=program.cache.bytes_of(num_blocks),
         load_ns=time.monotonic_ns() - begun,
         isa=getattr(executor, "isa", spec.executor),
     )
     return engine, ready
 
 
-def kv_blocks(program: Program, kv_bytes: int) -> int:
-    """How many blocks fit in the KV memory; OutOfMemory if that is no usable number."""
-    least = 2 * len(program.kv_groups) * program.kv_block_bytes()
-    if kv_bytes < least:
+def kv_blocks(program: Program, spec: EngineSpec) -> tuple[int, ...]:
+    """How many blocks of each pool fit in the KV memory; OutOfMemory if these are no usable numbers."""
+    least = program.cache.bytes_needed(2 * BLOCK_SIZE, spec.batch_tokens)
+    if spec.kv_bytes < least:
         raise OutOfMemory(
             f"{2 * BLOCK_SIZE} tokens of this model's KV cache take {least} bytes, but it was given "
-            f"{kv_bytes}; set CORRAL_KV_CACHE to a larger size"
+            f"{spec.kv_bytes}; set CORRAL_KV_CACHE to a larger size"
         )
-    return kv_bytes // program.kv_block_bytes()
+    return program.cache.divide(spec.kv_bytes, program.context_length, spec.batch_tokens)
 
 
-def make_executor(program: Program, spec: EngineSpec, num_blocks: int, source: ModelSource) -> Executor:
+def make_executor(
+    program: Program, spec: EngineSpec, num_blocks: tuple[int, ...], source: ModelSource
+) -> Executor:
     """The executor that a spec names, imported when it is wanted."""
     if spec.executor not in EXECUTORS:
         raise EngineFailed(f"no executor '{spec.executor}'; there are: {', '.join(EXECUTORS)}")

@@ -17,14 +17,22 @@ from corral.types import FinishReason, SamplingParams, Scores, SequenceStats, To
 class Request:
     """Everything that the engine keeps for one request."""
 
-    def __init__(self, id: int, prompt: list[int], params: SamplingParams, scores: Scores, limits: Limits):
+    def __init__(
+        self,
+        id: int,
+        prompt: list[int],
+        params: SamplingParams,
+        scores: Scores,
+        limits: Limits,
+        salt: bytes = b"",
+    ):
         # What every step looks at comes first, so that it lies together.
         self.id = id
         self.scoring = scores.prompt_logprobs is not None
         self.replies = params.max_tokens != 0
         # The last prompt token is computed for the sake of the first reply token only.
         tokens = prompt.copy() if self.replies else prompt[:-1]
-        self.sequence = Sequence(id, tokens, sharing=not self.scoring)
+        self.sequence = Sequence(id, tokens, sharing=not self.scoring, salt=salt)
         self.slot = -1  # in the batch arrays while running
         self.guessing = False  # its next tokens were guessed before the last step
         self.decodes = False  # its next token lies in that slot: nothing else is to be computed

@@ -42,7 +42,6 @@ class Scheduler:
 
     def __init__(self, tables: BlockTables, *, batch_tokens: int, max_sequences: int):
         self.tables = tables
-        self.pool = tables.pool
         self.batch_tokens = batch_tokens
         # With more running than budget the last ones would get no token at all.
         self.max_sequences = min(max_sequences, batch_tokens)
@@ -152,8 +151,7 @@ class Scheduler:
         count = min(sequence.pending, plan.budget)
         if count <= 0 or not sequence.tables:
             return
-        missing = self.tables.missing(sequence, sequence.computed + count)
-        while missing > self.pool.free:
+        while not self.tables.fits(sequence, sequence.computed + count):
             last = self.running[-1]
             self._preempt(last, plan)
             if last is sequence:
@@ -168,7 +166,7 @@ class Scheduler:
     def _grant_drafts(self, sequence: Sequence, most: int, plan: Plan) -> None:
         """Verify at most so many drafts, as free blocks allow: they take nothing from anybody."""
         del sequence.drafts[most if plan.chunks.get(sequence) == sequence.pending else 0 :]
-        while self.tables.missing(sequence, len(sequence.tokens) + len(sequence.drafts)) > self.pool.free:
+        while not self.tables.fits(sequence, len(sequence.tokens) + len(sequence.drafts)):
             sequence.drafts.pop()
         if sequence.drafts:
             self._compute(sequence, sequence.pending + len(sequence.drafts), plan)
@@ -201,9 +199,8 @@ class Scheduler:
         if len(self.running) >= self.max_sequences:
             return False
         sequence = self.waiting[0]
-        promised = sum(map(self.tables.still_needed, self.running))
         prefix = self.tables.find(sequence)
-        if self.tables.needed_after(sequence, prefix) + promised > self.pool.free:
+        if not self.tables.can_admit(sequence, prefix, self.running):
             return False
         del self.waiting[0]
         self._start(sequence, prefix, plan)

@@ -7,12 +7,14 @@ Letters: N tokens in the step, B sequences, G groups of KV layers, S slots, P bl
 a sequence can have, R rows whose logits are wanted, V tokens of the vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from corral.models.cache import CacheSpec
 from corral.types import MAX_TOP_LOGPROBS
 
 I32 = NDArray[np.int32]
@@ -127,11 +129,17 @@ class StepResult:
         )
 
 
+def blocks_of_pools(cache: CacheSpec, num_blocks: int | Sequence[int]) -> tuple[int, ...]:
+    """The number of blocks of each pool of a cache; a single number stands for as many in every pool."""
+    pools = len(cache.block_bytes)
+    return (num_blocks,) * pools if isinstance(num_blocks, int) else tuple(num_blocks)
+
+
 class Executor(Protocol):
     """Runs a Program. One instance holds the packed weights and the KV cache of one model."""
 
-    num_blocks: int
-    kv_windows: tuple[int | None, ...]  # what each group of KV layers sees
+    cache: CacheSpec
+    num_blocks: tuple[int, ...]  # of each pool of the cache
     max_tokens: int  # the largest N of a step
 
     def submit(self, batch: Batch) -> None:

@@ -3,18 +3,24 @@
 The call is made by `collect`: the threads that compute are those that would prepare the sampling meanwhile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corral import _native
-from corral.executors.batch import Batch, SamplingRows, StepResult
+from corral.executors.batch import Batch, SamplingRows, StepResult, blocks_of_pools
 from corral.executors.packing import pack
 from corral.models.ops import Role, numbers_in
 from corral.models.program import Program
-from corral.types import MAX_TOP_LOGPROBS
+from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS
+
+if _native.KV_BLOCK != BLOCK_SIZE:
+    raise ImportError(
+        f"corral._native keeps {_native.KV_BLOCK} positions in a KV block, and this corral {BLOCK_SIZE}: "
+        "it was built from other sources; build it again"
+    )
 
 OnPacked = Callable[[str], None]
 
@@ -26,19 +32,18 @@ class NativeExecutor:
         self,
         program: Program,
         *,
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         max_tokens: int,
         max_sequences: int,
         threads: int,
         isa: str = "auto",
         on_packed: OnPacked | None = None,
     ):
-        self.num_blocks, self.max_tokens = num_blocks, max_tokens
+        self.cache, self.max_tokens = program.cache, max_tokens
+        self.num_blocks = blocks_of_pools(self.cache, num_blocks)
         self._output_width = program.output_width
-        groups = program.kv_groups
-        self.kv_windows = tuple(group.window for group in groups)
         self._program: _native.Program | None = _native.Program(
-            program.vocab_size, max_tokens, max_sequences, num_blocks, threads, isa
+            program.vocab_size, max_tokens, max_sequences, list(self.num_blocks), threads, isa
         )
         self.isa = self._program.isa  # the kernels in use
         for buffer in program.buffers:
@@ -46,10 +51,7 @@ class NativeExecutor:
                 self._program.add_buffer(buffer.width, buffer.selected)
             else:
                 self._program.add_view(buffer.base, buffer.start, buffer.width)
-        group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
-        for number, layer in enumerate(program.kv_layers):
-            group = group_of[number]
-            self._program.add_kv_layer(layer.kv_heads, layer.head_dim, layer.window or 0, group)
+        _add_kv_layers(self._program, program)
         self.weight_bytes = _add_weights(self._program, program, on_packed)
         for op in program.ops:
             self._program.add(op)
@@ -100,6 +102,15 @@ class NativeExecutor:
         if self._program is None:
             raise RuntimeError("the executor is closed")
         return self._program
+
+
+def _add_kv_layers(native: _native.Program, program: Program) -> None:
+    group_of = {}
+    for group in program.cache.groups:
+        number = native.add_kv_group(group.window or 0, group.pool)
+        group_of.update(dict.fromkeys(group.layers, number))
+    for index, layer in enumerate(program.kv_layers):
+        native.add_kv_layer(layer.kv_heads, layer.key_size, layer.value_size, group_of[index])
 
 
 def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked | None) -> int:

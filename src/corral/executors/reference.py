@@ -1,14 +1,15 @@
 """The reference executor: numpy, float32, slow and obvious: the definition of correct for every other one."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corral.executors.batch import F32, I32, Batch, SamplingRows, StepResult
+from corral.executors.batch import F32, I32, Batch, SamplingRows, StepResult, blocks_of_pools
 from corral.executors.reference_sampling import sample
+from corral.models.cache import ELEMENT_BYTES
 from corral.models.ops import (
     Activation,
     Add,
@@ -39,22 +40,20 @@ class ReferenceExecutor:
     """Runs a Program for a Batch, op by op. KV is float32; weights are dequantised once, when first used."""
 
     def __init__(
-        self, program: Program, *, num_blocks: int, max_tokens: int, all_reduce: AllReduceRows | None = None
+        self,
+        program: Program,
+        *,
+        num_blocks: int | Sequence[int],
+        max_tokens: int,
+        all_reduce: AllReduceRows | None = None,
     ):
         """`all_reduce` gives, in a new array, the sum of the rows that all ranks call it with."""
         self.all_reduce = all_reduce
-        self.program, self.num_blocks, self.max_tokens = program, num_blocks, max_tokens
-        groups = program.kv_groups
-        self.kv_windows = tuple(group.window for group in groups)
-        self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
-        slot_of = {layer: slot for group in groups for slot, layer in enumerate(group.layers)}
-        shapes = [(layer.kv_heads, layer.head_dim) for layer in program.kv_layers]
-        # Layers of different groups share memory, not blocks.
-        slots = [
-            np.zeros((2, num_blocks, BLOCK_SIZE, *shapes[layer]), np.float32) for layer in groups[0].layers
-        ]
-        self.keys = [slots[slot_of[layer]][0] for layer in range(len(shapes))]
-        self.values = [slots[slot_of[layer]][1] for layer in range(len(shapes))]
+        self.program, self.max_tokens = program, max_tokens
+        self.cache = program.cache
+        self.num_blocks = blocks_of_pools(self.cache, num_blocks)
+        self.group_of = {layer: i for i, group in enumerate(self.cache.groups) for layer in group.layers}
+        self.keys, self.values = _kv_arrays(program, self.num_blocks)
         self.buffers: list[F32] = []
         self.logits: F32 = np.zeros((0, program.vocab_size), np.float32)
         self.vectors: F32 = np.zeros((0, 0), np.float32)
@@ -96,7 +95,7 @@ class ReferenceExecutor:
     def close(self) -> None:
         """Forget weights and cache."""
         self._weights.clear()
-        self.keys, self.values, self.buffers = [], [], []
+        self.keys, self.values, self.buffers = {}, {}, []
 
     def weight(self, index: int) -> F32:
         """The dequantised matrix [rows, cols]."""
@@ -107,6 +106,25 @@ class ReferenceExecutor:
         if (index, number) not in self._weights:
             self._weights[index, number] = self.program.weights[index].expert(number).dequantize()
         return self._weights[index, number]
+
+
+def _kv_arrays(program: Program, num_blocks: Sequence[int]) -> tuple[dict[int, F32], dict[int, F32]]:
+    """Keys [blocks, BLOCK_SIZE, K, Dk] and values of each layer: views of its part of a pool's blocks."""
+    cache = program.cache
+    arrays: tuple[dict[int, F32], dict[int, F32]] = {}, {}
+    pools = [
+        np.zeros((count, size // ELEMENT_BYTES), np.float32)
+        for count, size in zip(num_blocks, cache.block_bytes, strict=True)
+    ]
+    for group in cache.groups:
+        end = 0  # layers of different groups share memory, not blocks
+        for number in group.layers:
+            layer = program.kv_layers[number]
+            for of_layer, size in zip(arrays, (layer.key_size, layer.value_size), strict=True):
+                start, end = end, end + BLOCK_SIZE * layer.kv_heads * size
+                part = pools[group.pool][:, start:end]
+                of_layer[number] = part.reshape(-1, BLOCK_SIZE, layer.kv_heads, size)
+    return arrays
 
 
 def _embed(run: ReferenceExecutor, op: Embed, batch: Batch) -> None:
@@ -162,36 +180,35 @@ def _kv_write(run: ReferenceExecutor, op: KVWrite, batch: Batch) -> None:
 
 def _attention(run: ReferenceExecutor, op: Attention, batch: Batch) -> None:
     q, rows = run.rows(op.q), _rows_of(run, op.q, batch)
-    out, owner = np.empty_like(q), _sequence_of_rows(batch)[rows]
+    owner = _sequence_of_rows(batch)[rows]
+    out = np.empty((len(q), op.heads * run.program.kv_layers[op.layer].value_size), np.float32)
     for sequence, blocks in enumerate(batch.tables_of(run.group_of[op.layer])):
         own = owner == sequence
-        out[own] = _attend(run, op, q[own], batch.positions[rows[own]], blocks)
+        if own.any():
+            out[own] = _attend(run, op, q[own], batch.positions[rows[own]], blocks)
     run.write(op.out, out)
 
 
 def _attend(run: ReferenceExecutor, op: Attention, q: F32, positions: I32, blocks: I32) -> F32:
-    """One sequence: q [N, H * D] over the positions that any of its rows sees."""
-    if not len(q):
-        return q
+    """One sequence: q [N, H * Dk] over the positions that any of its rows sees gives [N, H * Dv]."""
     layer = run.program.kv_layers[op.layer]
     first = 0 if layer.window is None else max(0, int(positions.min()) + 1 - layer.window) // BLOCK_SIZE
     length = int(positions.max()) + 1
     used = blocks[first : -(-length // BLOCK_SIZE)]
-    shape = (-1, layer.kv_heads, layer.head_dim)
     length -= first * BLOCK_SIZE
-    keys = run.keys[op.layer][used].reshape(shape)[:length]
-    values = run.values[op.layer][used].reshape(shape)[:length]
+    keys = run.keys[op.layer][used].reshape(-1, layer.kv_heads, layer.key_size)[:length]
+    values = run.values[op.layer][used].reshape(-1, layer.kv_heads, layer.value_size)[:length]
     distance = positions[:, None] - np.arange(length) - first * BLOCK_SIZE  # [N, length]
     seen = distance >= 0
     if layer.window is not None:
         seen &= distance < layer.window
-    grouped = q.reshape(len(q), layer.kv_heads, op.heads // layer.kv_heads, layer.head_dim)
+    grouped = q.reshape(len(q), layer.kv_heads, op.heads // layer.kv_heads, layer.key_size)
     scores = np.einsum("nkgd,lkd->kgnl", grouped, keys, optimize=True) * np.float32(op.scale)
     scores = _capped(scores, op.softcap)
     scores = np.where(seen, scores, np.float32(-math.inf))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    out: F32 = np.einsum("kgnl,lkd->nkgd", weights, values, optimize=True).reshape(q.shape)
+    out: F32 = np.einsum("kgnl,lkd->nkgd", weights, values, optimize=True).reshape(len(q), -1)
     return out
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from corral.models.builder import GraphBuilder
+from corral.models.cache import KVLayer
 from corral.models.graph import Graph, Value
 from corral.models.ops import Activation
-from corral.models.program import KVLayer
 from corral.models.rope import Rotation
 from corral.models.sizes import Sizes
 from corral.weights.fields import Fields
@@ -66,7 +66,7 @@ class SelfAttention:
         q, k, v = g.linears(h, {f"{blk}.{name}": width for name, width in widths.items()})
         q = self._rotate(g, q, f"{blk}.attn_q_norm", s.heads)
         k = self._rotate(g, k, f"{blk}.attn_k_norm", s.kv_heads)
-        layer = KVLayer(s.kv_heads, s.head_size, self.window)
+        layer = KVLayer(s.kv_heads, s.head_size, s.head_size, self.window)
         a = g.attention(q, k, v, layer, self.scale, self.softcap)
         return g.linear(a, f"{blk}.attn_output", s.hidden)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from corral.errors import CorruptModel, UnsupportedModel
+from corral.models.cache import KVLayer
 from corral.models.graph import Graph, Value
 from corral.models.ops import (
     Activation,
@@ -20,7 +21,6 @@ from corral.models.ops import (
     Rope,
     Select,
 )
-from corral.models.program import KVLayer
 from corral.models.rope import Rotation
 from corral.weights.qtensor import QTensor
 from corral.weights.source import ModelSource
@@ -99,13 +99,15 @@ class GraphBuilder:
         self, q: Value, k: Value, v: Value, layer: KVLayer, scale: float, softcap: float = 0.0
     ) -> Value:
         """Store k and v in a new KV layer, and let q attend to it."""
-        if k.width != layer.kv_heads * layer.head_dim or v.width != k.width or q.width % layer.head_dim:
+        sizes = layer.kv_heads * layer.key_size, layer.kv_heads * layer.value_size
+        if (k.width, v.width) != sizes or q.width % layer.key_size:
             raise ValueError(f"{q.name}: q, k and v do not fit {layer}")
         number = len(self._kv_layers)
         self._kv_layers.append(layer)
-        out = self.like(q, f"attention.{number}")
+        heads = q.width // layer.key_size
+        out = self.value(f"attention.{number}", heads * layer.value_size, q.selected)
         self.append(KVWrite(k.index, v.index, number))
-        self.append(Attention(q.index, out.index, number, q.width // layer.head_dim, scale, softcap))
+        self.append(Attention(q.index, out.index, number, heads, scale, softcap))
         return out
 
     def add(self, x: Value, y: Value) -> Value:

@@ -6,8 +6,8 @@ makes the Program that an executor runs.
 
 from dataclasses import dataclass
 
+from corral.models.cache import KVLayer
 from corral.models.ops import Op
-from corral.models.program import KVLayer
 from corral.weights.qtensor import QTensor
 
 

@@ -6,8 +6,8 @@ struct of the same name and fields for each op that the native executor runs.
 
 A value is float32 [N, width] with a row for every token of the batch or, downstream of Select, [R, width]
 with a row for every position whose logits are wanted.
-Letters: N tokens, R logit rows, H heads, K kv heads, D head size, P pairs of a head that rotate, E experts of
-a layer, k of them for a row, F width of one's hidden layer.
+Letters: N tokens, R logit rows, H heads, K kv heads, D head size (Dk of a key, Dv of a value), P pairs of a
+head that rotate, E experts of a layer, k of them for a row, F width of one's hidden layer.
 """
 
 import enum
@@ -129,7 +129,7 @@ class Rope(Op):
 
 @dataclass(frozen=True, slots=True)
 class KVWrite(Op):
-    """Store this batch's k and v [N, K*D] at their positions in a KV layer."""
+    """Store this batch's k [N, K*Dk] and v [N, K*Dv] at their positions in a KV layer."""
 
     k: ReadAll
     v: ReadAll
@@ -143,8 +143,8 @@ class Attention(Op):
     Scores s are q k^T * scale, or with a `softcap` c of more than 0 c * tanh(s / c).
     """
 
-    q: Read  # [N, H*D], or [R, H*D]
-    out: Written  # like q
+    q: Read  # [N, H*Dk], or [R, H*Dk]
+    out: Written  # [N, H*Dv], or [R, H*Dv]
     layer: Layer
     heads: int
     scale: float

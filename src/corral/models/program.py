@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from corral.models.kv_groups import KVGroup, group_layers
+from corral.models.cache import CacheSpec, KVLayer
 from corral.models.ops import Op, Output
-from corral.types import BLOCK_SIZE
 from corral.weights.qtensor import QTensor
 
 
@@ -20,15 +19,6 @@ class Buffer:
     selected: bool = False
     base: int | None = None
     start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class KVLayer:
-    """A layer of the KV cache. window = how many last tokens a query sees (itself included); None = all."""
-
-    kv_heads: int
-    head_dim: int
-    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +39,6 @@ class Program:
         return self.buffers[last.x].width if isinstance(last, Output) else 0
 
     @property
-    def kv_groups(self) -> tuple[KVGroup, ...]:
-        """The layers that share blocks: one group if shapes differ, as they cannot take each other's."""
-        if len({(layer.kv_heads, layer.head_dim) for layer in self.kv_layers}) != 1:
-            return (KVGroup(None, tuple(range(len(self.kv_layers)))),)
-        return group_layers([layer.window for layer in self.kv_layers])
-
-    def kv_block_bytes(self, element_size: int = 2) -> int:
-        """Bytes of K and V in one block: BLOCK_SIZE positions of the layers of one group."""
-        layers = [self.kv_layers[number] for number in self.kv_groups[0].layers]
-        return BLOCK_SIZE * sum(2 * layer.kv_heads * layer.head_dim * element_size for layer in layers)
+    def cache(self) -> CacheSpec:
+        """What a sequence keeps in memory."""
+        return CacheSpec.of(self.kv_layers)

@@ -11,6 +11,7 @@ Letter: W ranks.
 
 from dataclasses import replace
 
+from corral.models.cache import KVLayer
 from corral.models.graph import Graph, Value
 from corral.models.ops import (
     VALUES,
@@ -28,7 +29,6 @@ from corral.models.ops import (
     numbers_in,
 )
 from corral.models.passes import compact
-from corral.models.program import KVLayer
 from corral.weights.qtensor import QTensor
 
 # Ops that treat all elements, or all heads, of a row alike. Any other op is computed whole by every rank.

@@ -14,12 +14,9 @@ KV memory is reserved and not touched: a page becomes real when the first token 
 from dataclasses import dataclass
 
 from corral.config import Settings
-from corral.engine.tables import blocks_needed
+from corral.models.cache import CacheSpec, KVLayer
 from corral.models.config import ModelConfig
-from corral.models.kv_groups import group_layers
-from corral.types import BLOCK_SIZE
 
-_KV_ELEMENT_BYTES = 2  # float16
 _LEAST = 2048  # tokens: with less memory a model is refused rather than crippled
 
 
@@ -68,7 +65,5 @@ class MemoryBudget:
 
 def kv_bytes(config: ModelConfig, tokens: int, chunk: int) -> int:
     """Bytes of K and V that a sequence of so many tokens takes at most, computed `chunk` at once."""
-    groups = group_layers(config.windows)
-    layer_bytes = BLOCK_SIZE * 2 * config.kv_heads * config.head_dim * _KV_ELEMENT_BYTES
-    blocks = blocks_needed([group.window for group in groups], tokens, chunk, BLOCK_SIZE)
-    return blocks * len(groups[0].layers) * layer_bytes
+    shape = config.kv_heads, config.head_dim, config.head_dim
+    return CacheSpec.of([KVLayer(*shape, window) for window in config.windows]).bytes_needed(tokens, chunk)
