@@ -9,10 +9,12 @@ from corral.errors import EngineFailed
 from corral.types import SamplingParams
 
 
-async def outputs_of(engine: Any, prompt: list[int], params: SamplingParams) -> AsyncGenerator[Output, None]:
+async def outputs_of(
+    engine: Any, prompt: list[int], params: SamplingParams, **options: Any
+) -> AsyncGenerator[Output, None]:
     """The outputs of a request as they come; closing the iterator cancels it."""
     inbox: asyncio.Queue[Output | EngineFailed] = asyncio.Queue()
-    id = engine.submit(prompt, params, inbox.put_nowait)
+    id = engine.submit(prompt, params, inbox.put_nowait, **options)
     try:
         while True:
             output = await inbox.get()

@@ -81,8 +81,8 @@ def tokens_of(outputs):
     return [token for output in outputs for token in output.tokens]
 
 
-async def collect(client, prompt, params):
-    return [output async for output in outputs_of(client, prompt, params)]
+async def collect(client, prompt, params, **options):
+    return [output async for output in outputs_of(client, prompt, params, **options)]
 
 
 def test_many_requests_stream_side_by_side(model_path):
@@ -96,6 +96,17 @@ def test_many_requests_stream_side_by_side(model_path):
                 assert len(tokens_of(one)) == 6 and one[-1].finish == FinishReason.LENGTH
             assert client.ready.context_length == 512 and client.ready.block_size == 16
             assert client.healthy() and client.load.steps + client.load.accepted >= 36
+
+    asyncio.run(scenario())
+
+
+def test_requests_with_different_salts_share_no_prefix(model_path):
+    async def scenario():
+        async with running(model_path) as client:
+            params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+            replies = [await collect(client, [3] * 40, params, salt=salt) for salt in (b"", b"x", b"x", b"")]
+            assert [reply[-1].stats.cached_tokens for reply in replies] == [0, 0, 32, 32]
+            assert len({tuple(tokens_of(reply)) for reply in replies}) == 1
 
     asyncio.run(scenario())
 

@@ -95,10 +95,15 @@ class EngineClient:
         return not self._takers or asyncio.get_running_loop().time() - self._last_frame < within
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, take: Take, scores: Scores = NO_SCORES
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        take: Take,
+        scores: Scores = NO_SCORES,
+        salt: bytes = b"",
     ) -> int:
         """Start a request; its id. `take`, which must not raise, is given its outputs as they come, the last
-        one with `finish`, or EngineFailed.
+        one with `finish`, or EngineFailed. Requests with different salts share no cached prefix.
 
         Raises InvalidRequest, PromptTooLong, Overloaded or EngineFailed.
         """
@@ -108,7 +113,7 @@ class EngineClient:
             raise Overloaded(f"{len(self._takers)} requests are waiting or running; try again later")
         check_request(prompt, params, self._limits, scores)
         id = next(self._ids)
-        frame = encode_frame(Add(id, array("i", prompt).tobytes(), params, scores))
+        frame = encode_frame(Add(id, array("i", prompt).tobytes(), params, scores, salt))
         self._takers[id] = take
         self._write(frame)
         self._watch()

@@ -28,12 +28,17 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):
-    """Start a sequence. `prompt` is the token ids as little-endian int32 bytes."""
+    """Start a sequence. `prompt` is the token ids as little-endian int32 bytes.
+
+    Requests with different salts share no cached prefix: what makes equal tokens differ belongs in it (an
+    adapter, an image, a tenant).
+    """
 
     id: int
     prompt: bytes
     params: SamplingParams
     scores: Scores = NO_SCORES
+    salt: bytes = b""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -111,7 +111,8 @@ def _take(engine: Engine, message: Add | Cancel) -> list[Output]:
     match message:
         case Add():
             try:
-                engine.add(message.id, array("i", message.prompt).tolist(), message.params, message.scores)
+                prompt = array("i", message.prompt).tolist()
+                engine.add(message.id, prompt, message.params, message.scores, message.salt)
             except CorralError as error:
                 return [Output(id=message.id, finish=FinishReason.ERROR, error=str(error))]
         case Cancel():
