@@ -200,6 +200,7 @@ void bind_program(nb::module_& m) {
       .def("profile", [](Program& p, bool on) { p.profile().turn(on); }, nb::arg("on"),
            "Begin to measure where steps' time goes, or stop.")
       .def("profile_seconds", [](Program& p) { return p.profile().seconds(); }, "Seconds by kind of region.")
+      .def_prop_ro("buffer_bytes", &Program::buffer_bytes, "What finish has taken for the rows of a step.")
       .def_prop_ro("isa", [](const Program& p) { return std::string(isa_name(p.isa())); });
 }
 

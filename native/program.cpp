@@ -25,16 +25,20 @@ void Program::finish() {
   }
   kv_memory_ = KVMemory(model.num_blocks, model.caches);
   const auto rows = static_cast<size_t>(model.limits.max_tokens);
+  const auto allocate_rows = [&](size_t width) {
+    buffer_bytes_ += rows * width * sizeof(float);
+    return allocate_floats(rows * width);
+  };
   for (size_t i = 0; i < model.buffers.size(); ++i) {
     const Buffer& buffer = model.buffers[i];
     const auto base = static_cast<size_t>(buffer.base);
-    buffers_.push_back(base == i ? allocate_floats(rows * buffer.width) : nullptr);
+    buffers_.push_back(base == i ? allocate_rows(static_cast<size_t>(buffer.width)) : nullptr);
     rows_.push_back({buffers_[base].get() + buffer.start, model.buffers[base].width});
   }
-  for (const RopeTable& rope : model.ropes) angles_.push_back(allocate_floats(rows * 2 * rope.frequencies.size()));
+  for (const RopeTable& rope : model.ropes) angles_.push_back(allocate_rows(2 * rope.frequencies.size()));
   size_t widest = 0;
   for (const Buffer& buffer : model.buffers) widest = std::max(widest, activations_bytes(buffer.width));
-  activations_ = allocate_floats(rows * widest / sizeof(float));
+  activations_ = allocate_rows(widest / sizeof(float));
   for (const Op& op : model.ops) {
     if (const auto* experts = std::get_if<Experts>(&op)) experts_.reserve(*experts, model.limits.max_tokens);
   }

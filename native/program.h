@@ -32,6 +32,8 @@ class Program {
   void step(const Batch& batch, const StepResult& result);
 
   Profile& profile() { return profile_; }
+  // What finish has taken for the rows of a step.
+  size_t buffer_bytes() const { return buffer_bytes_; }
   Isa isa() const { return kernels_.isa; }
   // What ops work on, while a step runs.
   const Batch& batch() const { return *batch_; }
@@ -95,6 +97,7 @@ class Program {
   std::vector<RowMemory> rows_;
   std::vector<FloatArray> angles_;  // of each rope table: [N][cosines, sines]
   FloatArray activations_;          // quantised rows for the next matmul
+  size_t buffer_bytes_ = 0;
   Sampler sampler_;
   std::vector<FloatArray> strips_;  // logits of a stretch, one a thread
 

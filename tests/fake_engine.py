@@ -21,7 +21,16 @@ from corral.store.local import StoredModel
 from corral.store.names import ModelName
 from corral.text.messages import Message
 from corral.text.parsers.parser import Parser, PlainParser
-from corral.types import NO_SCORES, FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
+from corral.types import (
+    CPU,
+    NO_SCORES,
+    DeviceMemory,
+    FinishReason,
+    SamplingParams,
+    Scores,
+    SequenceStats,
+    TokenLogprob,
+)
 
 BOS, EOS, TURN = 256, 257, 258
 SPECIAL = {"<bos>": BOS, "<eos>": EOS, "<turn>": TURN}
@@ -111,10 +120,7 @@ class FakeEngine:
             num_blocks=64,
             block_size=16,
             kv_tokens=1024,
-            weight_bytes=1000,
-            kv_bytes=3321,
-            load_ns=1,
-            isa="none",
+            memory={CPU: DeviceMemory(weights=1000, buffers=50, kv=3321)},
         )
     )
     load: Load = field(default_factory=Load)
@@ -291,7 +297,6 @@ class FakePool:
 
     def _load(self, stored: StoredModel) -> Any:
         return SimpleNamespace(
-            name=stored.name,
             stored=stored,
             tokenizer=self.tokenizer,
             template=self.make_template(self.tokenizer),

@@ -1,12 +1,21 @@
-"""An engine's outputs as an iterator, for tests that look at them one by one."""
+"""Starting an engine and reading its outputs one by one, for tests."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from corral.engine.protocol import Output
+from corral.engine.protocol import Need, Output
 from corral.errors import EngineFailed
 from corral.types import SamplingParams
+
+
+def reserving(kv_bytes: int) -> Callable[[Need], Awaitable[int]]:
+    """What EngineClient.start reserves memory with: so much for the KV cache, at once."""
+
+    async def reserve(need: Need) -> int:
+        return kv_bytes
+
+    return reserve
 
 
 async def outputs_of(

@@ -112,4 +112,8 @@ class Program:
         """Seconds by kind of region."""
 
     @property
+    def buffer_bytes(self) -> int:
+        """What finish has taken for the rows of a step."""
+
+    @property
     def isa(self) -> str: ...

@@ -117,3 +117,20 @@ class SequenceStats:
     queue_ns: int = 0  # from arrival to the first step
     prefill_ns: int = 0  # from the first step to the first token
     decode_ns: int = 0  # from the first token to the last
+
+
+CPU = "cpu"  # the device whose memory is the machine's own
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes that a model takes on one device."""
+
+    weights: int
+    buffers: int  # for the rows of a step
+    kv: int = 0
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.weights + self.buffers + self.kv

@@ -10,14 +10,21 @@ import subprocess
 import sys
 import time
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from corral.engine.client import EngineClient
-from corral.engine.protocol import EngineSpec
-from corral.engine.wire import BadFrame, decode_from_engine, decode_to_engine, frame_length
+from corral.engine.protocol import Cancel, EngineSpec, Need, Ready, Reserve, Stop
+from corral.engine.wire import (
+    BadFrame,
+    decode_from_engine,
+    decode_to_engine,
+    encode_frame,
+    frame_length,
+)
 from corral.errors import (
     CorruptModel,
     EngineFailed,
@@ -29,7 +36,7 @@ from corral.errors import (
 )
 from corral.types import FinishReason, SamplingParams
 from gguf_files import tiny_llama
-from outputs import outputs_of
+from outputs import outputs_of, reserving
 
 ENDLESS = SamplingParams(temperature=0)
 
@@ -41,25 +48,33 @@ def model_path(tmp_path_factory):
     return path
 
 
+KV = 1 << 20
+RESERVE, GRANTED = reserving(KV), Reserve(KV)
+
+
 def spec_of(path, **changes):
     values = {
         "threads": 1,
         "batch_tokens": 64,
         "max_sequences": 8,
-        "kv_bytes": 1 << 20,
         "executor": "reference",
     }
     return EngineSpec(path=str(path), **(values | changes))
 
 
 @asynccontextmanager
-async def running(path, step_timeout=60, **changes):
-    client = await EngineClient.start(spec_of(path, **changes), load_timeout=60, step_timeout=step_timeout)
+async def running(path, step_timeout=60, kv_bytes=KV, **changes):
+    client = await start(path, reserving(kv_bytes), step_timeout=step_timeout, **changes)
     try:
         yield client
     finally:
         await client.stop()
         assert is_gone(client.pid)
+
+
+async def start(path, reserve, load_timeout=60, step_timeout=60, **changes):
+    timeouts = {"load_timeout": load_timeout, "step_timeout": step_timeout}
+    return await EngineClient.start(spec_of(path, **changes), reserve, **timeouts)
 
 
 def is_gone(pid):
@@ -272,11 +287,11 @@ def test_more_requests_than_the_queue_takes_are_refused(model_path):
     asyncio.run(scenario())
 
 
-def start_failing(path, **changes):
+def start_failing(path, reserve=RESERVE, **changes):
     async def scenario():
         before = children()
         try:
-            await EngineClient.start(spec_of(path, **changes), load_timeout=30, step_timeout=30)
+            await start(path, reserve, **changes)
         finally:
             assert children() == before
 
@@ -311,7 +326,7 @@ def test_unknown_architecture_is_reported_as_unsupported(tmp_path):
 
 def test_too_little_kv_memory_is_reported_with_both_figures(model_path):
     with pytest.raises(OutOfMemory, match="was given 5000"):
-        start_failing(model_path, kv_bytes=5000)
+        start_failing(model_path, reserving(5000))
 
 
 def test_unknown_executor_is_an_engine_failure(model_path):
@@ -323,14 +338,111 @@ def test_load_that_takes_too_long_is_ended(model_path):
     async def scenario():
         before = children()
         with pytest.raises(EngineFailed, match="not loaded within"):
-            await EngineClient.start(spec_of(model_path), load_timeout=0.001, step_timeout=1)
+            await start(model_path, reserving(KV), load_timeout=0.001)
         assert children() == before
 
     asyncio.run(scenario())
 
 
-def worker_process(path):
-    """A worker with this test at the other end of its socket."""
+def test_need_is_told_before_anything_is_taken_and_ready_says_what_was(model_path):
+    needs = []
+
+    async def reserve(need):
+        needs.append(need)
+        return KV
+
+    async def scenario():
+        client = await start(model_path, reserve, context_length=256)
+        need, (taken,) = needs[0], client.ready.memory.values()
+        assert need.memory["cpu"] == replace(taken, kv=0)
+        assert need.kv_context == need.kv_least == 256 * 2 * 2 * 2 * 16 * 2
+        assert taken.kv == 2 * KV  # the reference executor keeps float32
+        await client.stop()
+
+    asyncio.run(scenario())
+
+
+def test_waiting_for_memory_has_no_part_in_the_load_timeout(model_path):
+    async def slow(need):
+        await asyncio.sleep(1.5)
+        return KV
+
+    async def scenario():
+        client = await start(model_path, slow, load_timeout=1.4)
+        await client.stop()
+
+    asyncio.run(scenario())
+
+
+def test_memory_that_is_refused_fails_the_load_with_that_error(model_path):
+    async def refuse(need):
+        raise OutOfMemory("no room")
+
+    with pytest.raises(OutOfMemory, match="no room"):
+        start_failing(model_path, refuse)
+
+
+def test_engine_killed_while_it_waits_for_memory_gives_the_wait_up(model_path):
+    events = []
+
+    async def wait_for_ever(need):
+        (pid,) = children()
+        os.kill(int(pid), signal.SIGKILL)
+        try:
+            await asyncio.sleep(600)
+        finally:
+            events.append("given up")
+
+    with pytest.raises(EngineFailed, match="SIGKILL while loading"):
+        start_failing(model_path, wait_for_ever)
+    assert events == ["given up"]
+
+
+def test_engine_killed_after_memory_was_reserved_is_an_engine_failure(model_path):
+    async def kill(need):
+        (pid,) = children()
+        os.kill(int(pid), signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(0.2, os.kill, int(pid), signal.SIGKILL)
+        return KV
+
+    with pytest.raises(EngineFailed, match="SIGKILL while loading"):
+        start_failing(model_path, kill)
+
+
+def test_load_that_hangs_after_memory_was_reserved_times_out(model_path):
+    async def stop(need):
+        (pid,) = children()
+        os.kill(int(pid), signal.SIGSTOP)
+        return KV
+
+    with pytest.raises(EngineFailed, match="not loaded within 2 s"):
+        start_failing(model_path, stop, load_timeout=2)
+
+
+def test_cancelled_load_leaves_no_process_and_no_wait_for_memory(model_path):
+    waiting, events = asyncio.Event(), []
+
+    async def wait_for_ever(need):
+        waiting.set()
+        try:
+            await asyncio.sleep(600)
+        finally:
+            events.append("given up")
+
+    async def scenario():
+        before = children()
+        loading = asyncio.create_task(start(model_path, wait_for_ever))
+        await waiting.wait()
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        assert children() == before and events == ["given up"]
+
+    asyncio.run(scenario())
+
+
+def worker_process(path, answer=GRANTED):
+    """A worker with this test at the other end of its socket, which answers its Need."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -341,8 +453,25 @@ def worker_process(path):
         )
     process.stdin.write(msgspec.json.encode(spec_of(path)))
     process.stdin.close()
-    assert ours.recv(4)
+    assert isinstance(hear(ours), Need)
+    ours.sendall(encode_frame(answer))
+    if isinstance(answer, Reserve):
+        assert isinstance(hear(ours), Ready)
     return process, ours
+
+
+def hear(connection):
+    """The worker's next message."""
+    length = frame_length(connection.recv(4, socket.MSG_WAITALL))
+    return decode_from_engine(connection.recv(length, socket.MSG_WAITALL))
+
+
+@pytest.mark.parametrize("answer", [Stop(), Cancel(1)], ids=["stop", "out-of-turn"])
+def test_model_that_is_not_wanted_after_all_is_not_loaded(model_path, answer):
+    process, ours = worker_process(model_path, answer)
+    with ours, process:
+        assert process.wait(20) == 0
+        assert ours.recv(1) == b""
 
 
 @pytest.mark.parametrize(
@@ -382,7 +511,10 @@ import msgspec
 
 async def main():
     spec = msgspec.json.decode(sys.argv[1].encode(), type=EngineSpec)
-    client = await EngineClient.start(spec, load_timeout=60, step_timeout=60)
+    async def reserve(need):
+        return 1 << 20
+
+    client = await EngineClient.start(spec, reserve, load_timeout=60, step_timeout=60)
     print(client.pid, flush=True)
     await asyncio.sleep(600)
 

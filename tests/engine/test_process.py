@@ -7,20 +7,21 @@ from corral.engine.client import EngineClient
 from corral.engine.process import Spare
 from corral.engine.protocol import EngineSpec
 from gguf_files import tiny_llama
+from outputs import reserving
 
 
 def test_spare_process_loads_the_first_model_and_another_one_the_next(tmp_path):
     path = tmp_path / "tiny.gguf"
     tiny_llama(path)
-    spec = EngineSpec(
-        path=str(path), threads=1, batch_tokens=64, max_sequences=8, kv_bytes=1 << 20, executor="reference"
-    )
+    spec = EngineSpec(path=str(path), threads=1, batch_tokens=64, max_sequences=8, executor="reference")
 
     async def scenario():
         spare = Spare()
         waiting = spare._process
         clients = [
-            await EngineClient.start(spec, load_timeout=60, step_timeout=60, process=spare.take())
+            await EngineClient.start(
+                spec, reserving(1 << 20), load_timeout=60, step_timeout=60, process=spare.take()
+            )
             for _ in range(2)
         ]
         assert clients[0].pid == waiting.pid != clients[1].pid

@@ -12,7 +12,7 @@ import pytest
 from conversations import user
 from corral.config import Settings
 from corral.engine.client import EngineClient
-from corral.engine.protocol import Ready
+from corral.engine.protocol import Need, Ready
 from corral.errors import (
     CorruptModel,
     EngineFailed,
@@ -24,11 +24,12 @@ from corral.errors import (
 from corral.pool.pool import Pool
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
-from corral.types import SamplingParams
+from corral.types import CPU, DeviceMemory, SamplingParams
 from gguf_files import tiny_llama, write_gguf
 from outputs import outputs_of
 
-KV = 1 << 20
+KV, WEIGHTS, BUFFERS = 1 << 20, 900_000, 100_000
+NEED = KV + WEIGHTS + BUFFERS
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +62,25 @@ class Shelf:
 
 
 class FakeEngines:
-    """Starts engines that do nothing; `gate` holds every start back, `failure` makes the next one fail.
+    """Starts engines that do nothing; `failure` makes the next one fail.
 
+    `gate` holds every start back before it says what it needs, `pack_gate` after memory was reserved, and
     `stop_gate` holds every stop back.
     """
 
     def __init__(self):
-        self.started, self.stopped = [], []
-        self.gate, self.stop_gate = asyncio.Event(), asyncio.Event()
-        self.gate.set()
-        self.stop_gate.set()
+        self.started, self.stopped, self.reserved = [], [], []
+        self.gate, self.pack_gate, self.stop_gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        for gate in (self.gate, self.pack_gate, self.stop_gate):
+            gate.set()
         self.failure = None
+        self.weights = WEIGHTS  # after packing
 
-    async def __call__(self, spec, *, load_timeout, step_timeout):
+    async def __call__(self, spec, reserve, *, load_timeout, step_timeout):
         await self.gate.wait()
+        kv_bytes = await reserve(Need({CPU: DeviceMemory(WEIGHTS, BUFFERS)}, KV, KV))
+        self.reserved.append(kv_bytes)
+        await self.pack_gate.wait()
         if self.failure:
             failure, self.failure = self.failure, None
             raise failure
@@ -84,10 +90,7 @@ class FakeEngines:
             num_blocks=4,
             block_size=16,
             kv_tokens=64,
-            weight_bytes=1,
-            kv_bytes=1,
-            load_ns=1,
-            isa="x",
+            memory={CPU: DeviceMemory(self.weights, BUFFERS, kv_bytes)},
         )
         engine = SimpleNamespace(ready=ready, spec=spec, failed=asyncio.get_running_loop().create_future())
         engine.stop = lambda: self.stop(engine)
@@ -107,10 +110,9 @@ class FakeEngines:
 
 def run(path, scenario, **settings):
     """Run scenario(pool, engines, shelf) over models a to d, of which two fit the budget."""
-    need = KV + path.stat().st_size * 11 // 10
     values = {
         "kv_cache": KV,
-        "memory_budget": need * 5 // 2,
+        "memory_budget": NEED * 5 // 2,
         "keep_alive": 60.0,
         "load_timeout": 20.0,
     } | settings
@@ -140,23 +142,22 @@ async def until(condition):
 
 
 def names(pool):
-    return {model.name.model for model in pool.loaded()}
+    return {model.stored.name.model for model in pool.loaded()}
 
 
 def test_lease_loads_once_and_gives_everything_a_request_needs(model_path):
     async def scenario(pool, engines, shelf):
         async with pool.lease("a") as model:
-            assert (model.name, model.stored) == (ModelName.parse("a"), shelf.find("a"))
-            assert model.info.context_length == 512 and model.info.architecture == "llama"
-            assert model.info.kv_tokens == 64
+            assert model.stored == shelf.find("a")
+            assert (model.info.context_length, model.info.kv_tokens) == (512, 64)
             assert model.tokenizer.encode("the rain", special=False, add_bos=False)
             assert model.template is not None
-            assert model.size > KV and model.load_ns > 0
+            assert model.size == NEED and model.load_ns > 0
         async with pool.lease("a") as again:
             assert again is model
         spec = engines.started[0].spec
-        assert (spec.path, spec.kv_bytes) == (str(model_path), KV)
-        assert len(engines.started) == 1
+        assert spec.path == str(model_path)
+        assert len(engines.started) == 1 and engines.reserved == [KV]
 
     run(model_path, scenario)
 
@@ -235,14 +236,14 @@ def test_failed_load_reaches_all_who_wait_and_the_next_lease_tries_again(model_p
     run(model_path, scenario)
 
 
-def test_damaged_file_is_corrupt_and_starts_no_engine(model_path, tmp_path):
+def test_damaged_file_is_corrupt_and_leaves_no_engine(model_path, tmp_path):
     async def scenario(pool, engines, shelf):
         broken = tmp_path / "broken.gguf"
         broken.write_bytes(model_path.read_bytes()[:500])
         shelf.replace("a", path=broken)
         with pytest.raises(CorruptModel):
             await use(pool, "a")
-        assert not engines.started
+        assert engines.alive == 0
 
     run(model_path, scenario)
 
@@ -253,7 +254,7 @@ def test_architecture_of_another_family_is_named_before_its_keys_are_missed(mode
         shelf.replace("a", path=other)
         with pytest.raises(UnsupportedModel, match=r"mamba.*supported: .*llama"):
             await use(pool, "a")
-        assert not engines.started
+        assert engines.alive == 0
 
     run(model_path, scenario)
 
@@ -352,6 +353,72 @@ def test_no_second_model_goes_while_the_room_of_the_first_is_still_being_freed(m
         engines.stop_gate.set()
         await loading
         assert names(pool) == {"b", "c"} and engines.stopped == engines.started[:1]
+
+    run(model_path, scenario)
+
+
+def test_books_hold_what_is_needed_and_then_what_was_taken(model_path):
+    async def scenario(pool, engines, shelf):
+        engines.pack_gate.clear()
+        engines.weights = WEIGHTS + 5000
+        loading = asyncio.create_task(use(pool, "a"))
+        await until(lambda: engines.reserved)
+        (place,) = pool._held
+        assert place.reserved == NEED
+        engines.pack_gate.set()
+        await loading
+        assert place.reserved == NEED + 5000 == pool.loaded()[0].size
+
+    run(model_path, scenario)
+
+
+def test_model_that_packs_larger_than_it_said_leaves_less_to_others(model_path):
+    async def scenario(pool, engines, shelf):
+        engines.weights = NEED * 2
+        await use(pool, "a")
+        engines.weights = WEIGHTS
+        await use(pool, "b")
+        assert names(pool) == {"b"} and engines.alive == 1
+
+    run(model_path, scenario)
+
+
+@pytest.mark.parametrize("gate", ["gate", "pack_gate"])
+def test_unload_during_a_load_leaves_nothing_behind(model_path, gate):
+    async def scenario(pool, engines, shelf):
+        getattr(engines, gate).clear()
+        loading = asyncio.create_task(use(pool, "a"))
+        await until(lambda: pool._held and (gate == "gate" or engines.reserved))
+        unloading = asyncio.create_task(pool.unload("a"))
+        await until(lambda: not pool._places)
+        getattr(engines, gate).set()
+        await asyncio.gather(loading, unloading)
+        await until(lambda: engines.alive == 0 and not pool._held)
+
+    run(model_path, scenario)
+
+
+def test_load_that_fails_after_its_reservation_gives_the_memory_back(model_path):
+    async def scenario(pool, engines, shelf):
+        engines.failure = EngineFailed("died while packing")
+        with pytest.raises(EngineFailed):
+            await use(pool, "a")
+        assert engines.reserved == [KV] and not pool._held
+        await use(pool, "b")
+        await use(pool, "c")
+        assert names(pool) == {"b", "c"}
+
+    run(model_path, scenario)
+
+
+def test_close_ends_a_load_that_waits_for_memory(model_path):
+    async def scenario(pool, engines, shelf):
+        async with pool.lease("a"), pool.lease("b"):
+            waiting = asyncio.create_task(use(pool, "c"))
+            await until(lambda: len(pool._held) == 3)
+            await pool.close()
+            with pytest.raises(ShuttingDown):
+                await waiting
 
     run(model_path, scenario)
 
@@ -457,8 +524,9 @@ def test_close_ends_engines_in_use_and_loads_under_way(model_path):
 
 
 def test_real_engine_is_killed_and_comes_back_with_the_next_lease(model_path):
-    async def start(spec, **timeouts):
-        return await EngineClient.start(msgspec.structs.replace(spec, executor="reference"), **timeouts)
+    async def start(spec, reserve, **timeouts):
+        spec = msgspec.structs.replace(spec, executor="reference")
+        return await EngineClient.start(spec, reserve, **timeouts)
 
     async def scenario():
         settings = Settings(kv_cache=KV, memory_budget=1 << 30, batch_tokens=64, max_sequences=4)

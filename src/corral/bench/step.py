@@ -21,15 +21,13 @@ from numpy.typing import NDArray
 from corral.bench.tables import Table, digits
 from corral.config import Settings
 from corral.engine.engine import Engine, EngineOptions
-from corral.engine.load import load
+from corral.engine.load import open_model
 from corral.engine.protocol import EngineSpec
 from corral.engine.wire import HEADER, decode_from_engine, encode_frame
 from corral.executors.batch import Batch, SamplingRows, StepResult
 from corral.models.cache import CacheSpec, KVLayer
-from corral.models.table import build_program
 from corral.pool.machine import usable_cores
 from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS, SamplingParams
-from corral.weights.open import open_source
 
 WARM, MEASURED = 8, 64  # steps
 _SPARE = 2048  # tokens of KV for replies that go on while others are still read
@@ -54,17 +52,16 @@ class StepCosts:
 def step_costs(path: Path, settings: Settings, users: Sequence[int], prompt: int) -> list[StepCosts]:
     """Decode with each number of sequences, `prompt` tokens long at the beginning."""
     tokens = max(users) * (prompt + WARM + MEASURED + _SPARE)
-    program = build_program(open_source(path))
     spec = EngineSpec(
         path=str(path),
         threads=settings.threads or usable_cores(),
         batch_tokens=settings.batch_tokens,
         max_sequences=max(settings.max_sequences, *users),
-        kv_bytes=program.cache.bytes_needed(tokens, tokens),
         isa=settings.isa,
         drafts=False,  # a step is one token a sequence
     )
-    engine, _ = load(spec)
+    model = open_model(spec)
+    engine, _ = model.load(model.program.cache.bytes_needed(tokens, tokens))
     with _peer() as connection:
         return [_costs(engine, connection, count, prompt) for count in users]
 

@@ -5,8 +5,8 @@ import itertools
 import logging
 import signal
 from array import array
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -20,8 +20,10 @@ from corral.engine.protocol import (
     FromEngine,
     Load,
     LoadFailed,
+    Need,
     Output,
     Ready,
+    Reserve,
     Step,
     Stop,
 )
@@ -33,9 +35,11 @@ from corral.types import NO_SCORES, SamplingParams, Scores
 log = logging.getLogger(__name__)
 
 Take = Callable[[Output | EngineFailed], None]
+ReserveMemory = Callable[[Need], Awaitable[int]]
+_Answer = TypeVar("_Answer", Need, Ready)
 
 _GRACE = 2.0  # seconds for a process to end as it was told
-_TICKS = 4  # looks of the watchdog in a step_timeout
+_TICKS = 4  # of the watchdog in a step_timeout
 _LOAD_ERRORS = (errors.UnsupportedModel, errors.CorruptModel, errors.OutOfMemory)
 
 
@@ -45,12 +49,14 @@ class EngineClient:
     def __init__(self, spec: EngineSpec, process: EngineProcess, step_timeout: float):
         self.spec = spec
         self.load = Load()
-        self.ready: Ready
+        self.ready: Ready  # once it is loaded
         loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[EngineFailed] = loop.create_future()
         self._process = process
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[FromEngine | None] = loop.create_future()  # to the load; None = it ended
+        # What it says while it loads, in order; None = it ended.
+        self._answers: asyncio.Queue[FromEngine | BadFrame | None] = asyncio.Queue()
+        self._loaded = False
         self._step_timeout = step_timeout
         self._limits: Limits
         self._takers: dict[int, Take] = {}
@@ -65,21 +71,23 @@ class EngineClient:
     async def start(
         cls,
         spec: EngineSpec,
+        reserve: ReserveMemory,
         *,
         load_timeout: float,
         step_timeout: float,
         process: EngineProcess | None = None,
     ) -> Self:
-        """Load a model in a process, a new one unless it is given; raises what the load failed with."""
+        """Load a model in a process, a new one unless it is given; raises what the load failed with.
+
+        `reserve` waits until there is memory for what the model needs and gives the bytes of its KV cache;
+        it is cancelled if the process ends meanwhile. `load_timeout` is for each half of the load.
+        """
         client = cls(spec, process or EngineProcess(), step_timeout)
         try:
-            async with asyncio.timeout(load_timeout):
-                await client._load()
-        except BaseException as error:
+            await client._load(reserve, load_timeout)
+        except BaseException:
             client._ended = "the model was not loaded"
             await client._end_process(0)
-            if isinstance(error, TimeoutError):
-                raise EngineFailed(f"the model was not loaded within {load_timeout:g} s") from None
             raise
         return client
 
@@ -116,7 +124,7 @@ class EngineClient:
         frame = encode_frame(Add(id, array("i", prompt).tobytes(), params, scores, salt))
         self._takers[id] = take
         self._write(frame)
-        self._watch()
+        self._start_watchdog()
         return id
 
     def cancel(self, id: int) -> None:
@@ -130,26 +138,49 @@ class EngineClient:
         self._end_streams("the model was unloaded")
         await self._end_process(_GRACE)
 
-    async def _load(self) -> None:
+    async def _load(self, reserve: ReserveMemory, timeout: float) -> None:
         self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
-            lambda: _Frames(self._take, self._lose), sock=self._process.socket
+            lambda: _Frames(self._take_message, self._lose_connection), sock=self._process.socket
         )
-        self._process.give(msgspec.json.encode(self.spec))
-        answer = await self._answer
-        if answer is None:
-            raise EngineFailed(f"the engine process {await self._process.ending()} while loading the model")
+        self._process.give_spec(msgspec.json.encode(self.spec))
+        need = await self._within(timeout, self._next_answer(Need))
+        ready = asyncio.ensure_future(self._next_answer(Ready))
+        reserving = asyncio.ensure_future(reserve(need))
+        try:
+            await asyncio.wait({ready, reserving}, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():  # or the process has ended, which says why
+                self._write(encode_frame(Reserve(await reserving)))
+            self.ready = await self._within(timeout, ready)
+        finally:
+            ready.cancel()
+            reserving.cancel()
+            await asyncio.gather(ready, reserving, return_exceptions=True)
+        self._limits = Limits(self.ready.context_length, self.ready.vocab_size, self.ready.kv_tokens)
+
+    async def _within(self, timeout: float, answer: Awaitable[_Answer]) -> _Answer:
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            raise EngineFailed(f"the model was not loaded within {timeout:g} s") from None
+
+    async def _next_answer(self, kind: type[_Answer]) -> _Answer:
+        """What the process says next, which must be of this kind; raises what the load failed with."""
+        answer = await self._answers.get()
+        if isinstance(answer, kind):
+            return answer
         if isinstance(answer, LoadFailed):
             kinds = {kind.__name__: kind for kind in _LOAD_ERRORS}
             raise kinds.get(answer.kind, EngineFailed)(answer.message)
-        if not isinstance(answer, Ready):
-            raise EngineFailed("the engine process answered before it was ready")
-        self.ready = answer
-        self._limits = Limits(answer.context_length, answer.vocab_size, answer.kv_tokens)
+        if answer is None:
+            raise EngineFailed(f"the engine process {await self._process.ending()} while loading the model")
+        raise EngineFailed(str(answer) if isinstance(answer, BadFrame) else "the engine spoke out of turn")
 
-    def _take(self, message: FromEngine) -> None:
+    def _take_message(self, message: FromEngine) -> None:
         """Act on a message: give a step's outputs to their requests, all in one go."""
-        if not self._answer.done():
-            self._answer.set_result(message)
+        if not self._loaded:
+            self._loaded = isinstance(message, Ready)
+            self._answers.put_nowait(message)
             return
         if not isinstance(message, Step):
             raise BadFrame("the engine process loaded twice")
@@ -162,16 +193,14 @@ class EngineClient:
             if take:
                 take(output)
 
-    def _lose(self, error: BadFrame | None) -> None:
-        """The process has closed its end, or does not make sense."""
+    def _lose_connection(self, error: BadFrame | None) -> None:
+        """The process has closed its end, or has sent what is no message."""
         if self._ended:
             return
-        if self._answer.done():
+        if self._loaded:
             self._tasks.start(self._fail("" if error is None else str(error)))
-        elif error is None:
-            self._answer.set_result(None)
         else:
-            self._answer.set_exception(EngineFailed(str(error)))
+            self._answers.put_nowait(error)
 
     async def _fail(self, reason: str = "") -> None:
         """The engine is unusable: make sure that it is gone, and tell everybody who waits for it."""
@@ -206,16 +235,18 @@ class EngineClient:
         if self._transport and not self._ended and not self._transport.is_closing():
             self._transport.write(frame)
 
-    def _watch(self) -> None:
-        """Look after requests in flight: with none the clock stands still, and costs nothing."""
+    def _start_watchdog(self) -> None:
+        """Watch over requests in flight; without any the clock stands still, and costs nothing."""
         loop = asyncio.get_running_loop()
         if len(self._takers) == 1:
             self._last_frame = loop.time()
         if self._watchdog is None:
-            self._watchdog = loop.call_later(self._step_timeout / _TICKS, self._look, self._frames, 1)
+            self._watchdog = loop.call_later(
+                self._step_timeout / _TICKS, self._check_progress, self._frames, 1
+            )
 
-    def _look(self, frames: int, silent: int) -> None:
-        """The watchdog counts its own ticks, so that a server that slept itself does not kill at once."""
+    def _check_progress(self, frames: int, silent: int) -> None:
+        """A tick of the watchdog. It counts ticks, not time, as the server itself may have slept."""
         self._watchdog = None
         if not self._takers or self._ended:
             return
@@ -226,7 +257,7 @@ class EngineClient:
             return
         delay = self._step_timeout / _TICKS
         loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(delay, self._look, self._frames, silent + 1)
+        self._watchdog = loop.call_later(delay, self._check_progress, self._frames, silent + 1)
 
     async def _kill_hung(self) -> None:
         self._process.signal(signal.SIGABRT)  # a process that still can prints its stacks
@@ -235,10 +266,10 @@ class EngineClient:
 
 
 class _Frames(asyncio.Protocol):
-    """Cuts what comes from an engine into messages. `lose` is told of the end, and of what is no message."""
+    """Cuts what comes from an engine into messages for `take`; `lose` gets the end, or what is no message."""
 
     def __init__(self, take: Callable[[FromEngine], None], lose: Callable[[BadFrame | None], None]):
-        self._take, self._lose = take, lose
+        self._take_message, self._lose_connection = take, lose
         self._data = bytearray()
 
     def data_received(self, data: bytes) -> None:
@@ -249,10 +280,10 @@ class _Frames(asyncio.Protocol):
             while len(buffer) >= HEADER and len(buffer) >= (end := HEADER + frame_length(buffer[:HEADER])):
                 body = buffer[HEADER:end]
                 del buffer[:end]
-                self._take(decode_from_engine(body))
+                self._take_message(decode_from_engine(body))
         except BadFrame as error:
-            self._lose(error)
+            self._lose_connection(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The process has gone, or we have hung up."""
-        self._lose(None)
+        """The process has closed its end, or we have closed ours."""
+        self._lose_connection(None)

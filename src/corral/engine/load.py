@@ -1,11 +1,14 @@
-"""From a model's files to an Engine that is ready to run it."""
+"""From a model's files to an Engine that is ready to run it, in two halves.
+
+`open_model` builds the Program and tells its need; `OpenModel.load` packs the weights once there is memory.
+"""
 
 import importlib
-import time
+from dataclasses import dataclass
 from typing import Any
 
 from corral.engine.engine import Engine, EngineOptions
-from corral.engine.protocol import EngineSpec, Ready
+from corral.engine.protocol import EngineSpec, Need, Ready
 from corral.errors import EngineFailed, OutOfMemory
 from corral.executors.batch import Executor
 from corral.models.program import Program
@@ -13,6 +16,8 @@ from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
 from corral.weights.open import open_source
 from corral.weights.source import ModelSource
+
+LEAST_CONTEXT = 2048  # tokens: with less KV memory a model is refused rather than crippled
 
 # Class, and which fields of a spec it is given beside the Program, num_blocks and max_tokens.
 EXECUTORS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -27,57 +32,74 @@ def import_ahead() -> None:
         importlib.import_module(module)
 
 
-def load(spec: EngineSpec) -> tuple[Engine, Ready]:
-    """Load the model that a spec names; raises what is wrong with it."""
-    begun = time.monotonic_ns()
-    source = open_source(spec.path)
-    program = build_program(source)
-    num_blocks = kv_blocks(program, spec)
-    executor = make_executor(program, spec, num_blocks, source)
-    options = EngineOptions(
-        context_length=program.context_length,
-        vocab_size=program.vocab_size,
-        batch_tokens=spec.batch_tokens,
-        max_sequences=spec.max_sequences,
-        drafts=spec.drafts,
-    )
-    engine = Engine(executor, options)
-    ready = Ready(
-        context_length=program.context_length,
-        vocab_size=program.vocab_size,
-        num_blocks=sum(num_blocks),
-        block_size=BLOCK_SIZE,
-        kv_tokens=engine.limits.kv_tokens,
-        weight_bytes=getattr(executor, "weight_bytes", 0) or sum(w.nbytes for w in program.weights),
-        kv_bytes=program.cache.bytes_of(num_blocks),
-        load_ns=time.monotonic_ns() - begun,
-        isa=getattr(executor, "isa", spec.executor),
-    )
-    return engine, ready
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model whose Program is built and whose weights are still where its files are."""
 
+    spec: EngineSpec
+    source: ModelSource
+    program: Program
+    executor: type[Executor]
 
-def kv_blocks(program: Program, spec: EngineSpec) -> tuple[int, ...]:
-    """How many blocks of each pool fit in the KV memory; OutOfMemory if these are no usable numbers."""
-    least = program.cache.bytes_needed(2 * BLOCK_SIZE, spec.batch_tokens)
-    if spec.kv_bytes < least:
-        raise OutOfMemory(
-            f"{2 * BLOCK_SIZE} tokens of this model's KV cache take {least} bytes, but it was given "
-            f"{spec.kv_bytes}; set CORRAL_KV_CACHE to a larger size"
+    @property
+    def need(self) -> Need:
+        """What the model will take."""
+        longest, chunk, cache = self.program.context_length, self.spec.batch_tokens, self.program.cache
+        context = min(self.spec.context_length or longest, longest)
+        return Need(
+            memory=self.executor.memory_needed(self.program, chunk),
+            kv_context=cache.bytes_needed(context, chunk),
+            kv_least=cache.bytes_needed(min(context, LEAST_CONTEXT), chunk),
         )
-    return program.cache.divide(spec.kv_bytes, program.context_length, spec.batch_tokens)
+
+    def load(self, kv_bytes: int) -> tuple[Engine, Ready]:
+        """Pack the weights, beside a KV cache of so many bytes; OutOfMemory if these are too few."""
+        program, spec = self.program, self.spec
+        executor = self._make_executor(self._num_blocks(kv_bytes))
+        options = EngineOptions(
+            context_length=program.context_length,
+            vocab_size=program.vocab_size,
+            batch_tokens=spec.batch_tokens,
+            max_sequences=spec.max_sequences,
+            drafts=spec.drafts,
+        )
+        engine = Engine(executor, options)
+        ready = Ready(
+            context_length=program.context_length,
+            vocab_size=program.vocab_size,
+            num_blocks=sum(executor.num_blocks),
+            block_size=BLOCK_SIZE,
+            kv_tokens=engine.limits.kv_tokens,
+            memory=executor.memory,
+        )
+        return engine, ready
+
+    def _num_blocks(self, kv_bytes: int) -> tuple[int, ...]:
+        cache, chunk = self.program.cache, self.spec.batch_tokens
+        least = cache.bytes_needed(2 * BLOCK_SIZE, chunk)
+        if kv_bytes < least:
+            raise OutOfMemory(
+                f"{2 * BLOCK_SIZE} tokens of this model's KV cache take {least} bytes, but it was given "
+                f"{kv_bytes}; set CORRAL_KV_CACHE to a larger size"
+            )
+        return cache.divide(kv_bytes, self.program.context_length, chunk)
+
+    def _make_executor(self, num_blocks: tuple[int, ...]) -> Executor:
+        spec = self.spec
+        options: dict[str, Any] = {field: getattr(spec, field) for field in EXECUTORS[spec.executor][1]}
+        if spec.executor == "native":
+            options["on_packed"] = self.source.release
+        make: Any = self.executor
+        executor: Executor = make(
+            self.program, num_blocks=num_blocks, max_tokens=spec.batch_tokens, **options
+        )
+        return executor
 
 
-def make_executor(
-    program: Program, spec: EngineSpec, num_blocks: tuple[int, ...], source: ModelSource
-) -> Executor:
-    """The executor that a spec names, imported when it is wanted."""
+def open_model(spec: EngineSpec) -> OpenModel:
+    """Read what the model is; raises what is wrong with it. Takes no memory to speak of."""
     if spec.executor not in EXECUTORS:
         raise EngineFailed(f"no executor '{spec.executor}'; there are: {', '.join(EXECUTORS)}")
-    location, fields = EXECUTORS[spec.executor]
-    module, name = location.split(":")
-    options: dict[str, Any] = {field: getattr(spec, field) for field in fields}
-    if spec.executor == "native":
-        options["on_packed"] = source.release
-    factory = getattr(importlib.import_module(module), name)
-    executor: Executor = factory(program, num_blocks=num_blocks, max_tokens=spec.batch_tokens, **options)
-    return executor
+    module, name = EXECUTORS[spec.executor][0].split(":")
+    source = open_source(spec.path)
+    return OpenModel(spec, source, build_program(source), getattr(importlib.import_module(module), name))

@@ -13,11 +13,11 @@ import time
 
 from corral.config import module_path
 
-_POLL = 0.005  # seconds between two looks at a process that is about to end
+_POLL = 0.005  # seconds from one check to the next whether a process has ended
 
 
 class EngineProcess:
-    """A process that waits for its spec; `socket` is our end of what it will speak on."""
+    """A process that waits for a spec and then speaks `engine/protocol`; `socket` is the server's end."""
 
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
@@ -33,20 +33,20 @@ class EngineProcess:
             )
         self.pid = self._popen.pid
 
-    def give(self, spec: bytes) -> None:
-        """Say which model to load, once."""
+    def give_spec(self, spec: bytes) -> None:
+        """Send the spec of the model to load; at most once."""
         assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._popen.stdin:  # it has died, which its socket tells
+        with contextlib.suppress(BrokenPipeError), self._popen.stdin:  # its socket tells of its death
             self._popen.stdin.write(spec)
 
     def close(self) -> None:
-        """Let go of it before it has a model; it then ends."""
-        self.give(b"")
+        """End a process that has no model yet."""
+        self.give_spec(b"")
         self.socket.close()
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self._popen.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
@@ -54,7 +54,7 @@ class EngineProcess:
         self._popen.send_signal(number)
 
     async def ends_within(self, seconds: float) -> bool:
-        """Wait for it to end. Looking again and again is cheaper than a thread for as long as it lives."""
+        """Whether the process ends within so many seconds. Polling is cheaper than a thread that waits."""
         import asyncio  # here: it takes longer than all else in this file
 
         deadline = time.monotonic() + seconds
@@ -65,7 +65,7 @@ class EngineProcess:
         return True
 
     async def ending(self) -> str:
-        """How it ended, once it has."""
+        """How the process ended, in words; waits until it has."""
         await self.ends_within(float("inf"))
         status = self._popen.returncode
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

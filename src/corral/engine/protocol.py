@@ -1,14 +1,24 @@
 """Frames between the server and an engine process: a 4-byte little-endian length, then msgpack.
 
-The server sends Add, Cancel and Stop; the engine answers Ready or LoadFailed once, then one Step frame a
-step. A frame longer than MAX_FRAME ends the connection. Nothing on this socket is ever unpickled.
+A load has two halves. The engine opens the model and says Need; the server answers Reserve once there is
+memory; the engine packs the weights and says Ready. Instead of Need or Ready it may say LoadFailed. Then the
+server sends Add, Cancel and Stop, and the engine one Step frame a step. A frame longer than MAX_FRAME ends
+the connection. Nothing on this socket is ever unpickled.
 """
 
 from collections.abc import Iterator
 
 import msgspec
 
-from corral.types import NO_SCORES, FinishReason, SamplingParams, Scores, SequenceStats, TokenLogprob
+from corral.types import (
+    NO_SCORES,
+    DeviceMemory,
+    FinishReason,
+    SamplingParams,
+    Scores,
+    SequenceStats,
+    TokenLogprob,
+)
 
 MAX_FRAME = 64 * 2**20
 
@@ -20,7 +30,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     batch_tokens: int
     max_sequences: int
-    kv_bytes: int  # memory for the KV cache
+    context_length: int = 0  # of a request that does not say; 0 = the model's own
     max_queue: int = 512  # requests waiting or running, which EngineClient counts
     drafts: bool = True  # guess tokens ahead where that pays
     isa: str = "auto"  # which native kernels: see config.ISAS
@@ -47,8 +57,22 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: int
 
 
+class Reserve(msgspec.Struct, frozen=True, tag="reserve"):
+    """The memory that the model needs is reserved, and so much for its KV cache."""
+
+    kv_bytes: int
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Exit now."""
+
+
+class Need(msgspec.Struct, frozen=True, tag="need"):
+    """What the model will take; nothing of it is taken yet."""
+
+    memory: dict[str, DeviceMemory]  # by device, without the KV cache
+    kv_context: int  # bytes of the KV cache of one sequence of the context that requests have by default
+    kv_least: int  # bytes of the KV cache with which the model is of use
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -56,13 +80,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
     context_length: int
     vocab_size: int
-    num_blocks: int  # a block holds block_size positions of one group of layers
+    num_blocks: int  # of all pools; a block holds block_size positions of one group of layers
     block_size: int
     kv_tokens: int  # the longest sequence that the KV cache holds
-    weight_bytes: int  # packed weights
-    kv_bytes: int
-    load_ns: int
-    isa: str
+    memory: dict[str, DeviceMemory]  # what is taken, by device
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -120,5 +141,5 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
         yield from self.outputs
 
 
-ToEngine = Add | Cancel | Stop
-FromEngine = Ready | LoadFailed | Step
+ToEngine = Reserve | Add | Cancel | Stop
+FromEngine = Need | Ready | LoadFailed | Step

@@ -1,6 +1,6 @@
 """The engine process: `python -m corral.engine.worker FD` with an EngineSpec as JSON on standard input.
 
-It loads one model, says Ready or LoadFailed on the inherited socket FD, and then answers requests until the
+On the inherited socket FD it speaks engine/protocol: it loads one model, and then answers requests until the
 server says Stop, closes the socket, or dies. It opens no network and has no secret in its environment.
 """
 
@@ -23,7 +23,7 @@ from typing import NoReturn
 import msgspec
 
 from corral.engine.engine import Engine
-from corral.engine.load import import_ahead, load
+from corral.engine.load import import_ahead, open_model
 from corral.engine.parent import die_with_parent
 from corral.engine.protocol import (
     Add,
@@ -32,8 +32,8 @@ from corral.engine.protocol import (
     FromEngine,
     LoadFailed,
     Output,
+    Reserve,
     Step,
-    Stop,
 )
 from corral.engine.wire import BadFrame, encode_frame, receive
 from corral.errors import CorralError, OutOfMemory
@@ -54,16 +54,29 @@ def main(arguments: list[str]) -> int:
         return _OK  # the server ended without a model for us
     spec = msgspec.json.decode(text, type=EngineSpec)
     try:
-        engine, ready = load(spec)
+        engine = _load(spec, connection)
     except Exception as error:
         _send(connection, _failure(error))
         if not isinstance(error, CorralError):
             raise
         return _LOAD_FAILED
-    _send(connection, ready)
+    if engine is None:
+        return _OK
     gc.freeze()  # a step's collections need not walk what stays
     gc.enable()
     return serve(engine, connection)
+
+
+def _load(spec: EngineSpec, connection: socket.socket) -> Engine | None:
+    """Load a model in two halves, and forget its files; None if the server does not want it after all."""
+    model = open_model(spec)
+    _send(connection, model.need)
+    answer = receive(connection)
+    if not isinstance(answer, Reserve):
+        return None
+    engine, ready = model.load(answer.kv_bytes)
+    _send(connection, ready)
+    return engine
 
 
 def _harden() -> None:
@@ -123,7 +136,7 @@ def _take(engine: Engine, message: Add | Cancel) -> list[Output]:
 def _read_messages(connection: socket.socket, inbox: queue.SimpleQueue[Add | Cancel]) -> None:
     """The reader thread. It ends the process itself, as the main thread may be deep in a step."""
     try:
-        while not isinstance(message := receive(connection), Stop | None):
+        while isinstance(message := receive(connection), Add | Cancel):
             inbox.put(message)
     except ConnectionError:
         _exit(_OK)  # closed with something unread

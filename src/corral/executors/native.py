@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from corral import _native
 from corral.executors.batch import Batch, SamplingRows, StepResult, blocks_of_pools
-from corral.executors.packing import pack
+from corral.executors.packing import pack, packed_bytes
 from corral.models.ops import Role, numbers_in
 from corral.models.program import Program
-from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS
+from corral.types import BLOCK_SIZE, CPU, MAX_TOP_LOGPROBS, DeviceMemory
 
 if _native.KV_BLOCK != BLOCK_SIZE:
     raise ImportError(
@@ -52,11 +52,23 @@ class NativeExecutor:
             else:
                 self._program.add_view(buffer.base, buffer.start, buffer.width)
         _add_kv_layers(self._program, program)
-        self.weight_bytes = _add_weights(self._program, program, on_packed)
+        weight_bytes = _add_weights(self._program, program, on_packed)
         for op in program.ops:
             self._program.add(op)
         self._program.finish()
+        kv_bytes = self.cache.bytes_of(self.num_blocks)
+        self.memory = {CPU: DeviceMemory(weight_bytes, self._program.buffer_bytes, kv_bytes)}
         self._batch: Batch
+
+    @staticmethod
+    def memory_needed(program: Program, max_tokens: int) -> dict[str, DeviceMemory]:
+        """What a NativeExecutor of this Program will take, without its KV cache."""
+        vectors = _vectors_of(program)
+        floats = sum(program.weights[index].shape[1] for index in vectors)
+        matrices = {id(tensor): tensor for i, tensor in enumerate(program.weights) if i not in vectors}
+        widths = [buffer.width for buffer in program.buffers if buffer.base is None]
+        row = 4 * sum(widths) + 3 * max(widths, default=0)  # the widest one is there quantised as well
+        return {CPU: DeviceMemory(4 * floats + packed_bytes(matrices.values()), max_tokens * row)}
 
     def submit(self, batch: Batch) -> None:
         """Keep the batch for `collect`."""
@@ -115,7 +127,7 @@ def _add_kv_layers(native: _native.Program, program: Program) -> None:
 
 def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked | None) -> int:
     """Hand over every weight, packing a tensor that two ops share once. Returns the bytes that they take."""
-    vectors = {index for op in program.ops for index in numbers_in(op, Role.VECTOR)}
+    vectors = _vectors_of(program)
     packed: dict[int, _native.Matrix] = {}  # by identity of the tensor
     vector_bytes = 0
     for index, tensor in enumerate(program.weights):
@@ -131,3 +143,8 @@ def _add_weights(native: _native.Program, program: Program, on_packed: OnPacked 
         if on_packed is not None:
             on_packed(tensor.name)
     return vector_bytes + sum(matrix.nbytes for matrix in packed.values())
+
+
+def _vectors_of(program: Program) -> set[int]:
+    """The numbers of the weights that ops read as vectors of floats."""
+    return {index for op in program.ops for index in numbers_in(op, Role.VECTOR)}

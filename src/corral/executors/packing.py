@@ -7,7 +7,7 @@ becomes plain floats: of 16 bits, rounded by at most 2^-11 of a weight, or of 32
 the range.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,19 @@ def pack(tensor: QTensor, isa: str) -> _native.Matrix:
         return _pack_codes(tensor, fit(form), isa)
     except Inexact:
         return _pack_dequantized(tensor, isa)
+
+
+def packed_bytes(tensors: Iterable[QTensor]) -> int:
+    """What these take when packed: panels of 8 rows, each as large as the first one of its kind."""
+    panels: dict[tuple[str, int], int] = {}  # by type and columns
+    total = 0
+    for tensor in tensors:
+        rows, cols = tensor.shape
+        kind = tensor.type_name, cols
+        if kind not in panels:
+            panels[kind] = pack(tensor.expert(0).rows_between(0, min(rows, PANEL_ROWS)), "auto").nbytes
+        total += panels[kind] * -(-rows // PANEL_ROWS) * tensor.experts
+    return total
 
 
 def _pack_codes(tensor: QTensor, form: Groups, isa: str) -> _native.Matrix:

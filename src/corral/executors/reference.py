@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from corral.models.ops import (
     Select,
 )
 from corral.models.program import Program
-from corral.types import BLOCK_SIZE
+from corral.types import BLOCK_SIZE, CPU, DeviceMemory
 
 AllReduceRows = Callable[[F32], F32]
 
@@ -54,10 +55,19 @@ class ReferenceExecutor:
         self.num_blocks = blocks_of_pools(self.cache, num_blocks)
         self.group_of = {layer: i for i, group in enumerate(self.cache.groups) for layer in group.layers}
         self.keys, self.values = _kv_arrays(program, self.num_blocks)
+        kv_bytes = self.cache.bytes_of(self.num_blocks) * 4 // ELEMENT_BYTES
+        self.memory = {CPU: replace(self.memory_needed(program, max_tokens)[CPU], kv=kv_bytes)}
         self.buffers: list[F32] = []
         self.logits: F32 = np.zeros((0, program.vocab_size), np.float32)
         self.vectors: F32 = np.zeros((0, 0), np.float32)
         self._weights: dict[tuple[int, int], F32] = {}
+
+    @staticmethod
+    def memory_needed(program: Program, max_tokens: int) -> dict[str, DeviceMemory]:
+        """What a ReferenceExecutor of this Program will take, without its KV cache: float32 throughout."""
+        weights = sum(math.prod(tensor.shape) * tensor.experts for tensor in program.weights)
+        rows = sum(buffer.width for buffer in program.buffers) * max_tokens
+        return {CPU: DeviceMemory(4 * weights, 4 * rows)}
 
     def submit(self, batch: Batch) -> None:
         """Run every op."""

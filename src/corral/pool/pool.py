@@ -1,12 +1,14 @@
 """Which models are loaded: leases, keep-alive, and whom to unload when memory is short.
 
-A model has one place from the start of its load until its process is gone, and its memory counts all that
-time. A place that is no longer found by name (unloaded, failed, replaced in the store) is retired: it ends
-with its last lease. Everything here runs on one event loop: what happens between two awaits happens at once.
+A model has one place from the start of its load until its process is gone. Its memory counts from the moment
+at which its engine process has said what it needs and that was reserved: first what it needs, then what it
+has taken. A place that is no longer found by name (unloaded, failed, replaced in the store) is retired: it
+ends with its last lease. Everything here runs on one event loop: between two awaits nothing else changes.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Collection
@@ -14,11 +16,12 @@ from datetime import UTC, datetime, timedelta
 
 from corral.config import Settings
 from corral.engine.client import EngineClient
+from corral.engine.protocol import Need
 from corral.engine.tasks import TaskSet
 from corral.errors import OutOfMemory, ShuttingDown
-from corral.pool.loaded import LoadedModel, ModelFile, ModelInfo, StartEngine, load_model
+from corral.pool.loaded import LoadedModel, ModelInfo, StartEngine, load_model
 from corral.pool.machine import available_memory
-from corral.pool.memory import MemoryBudget
+from corral.pool.memory import MemoryBudget, total_bytes
 from corral.store.local import Store, StoredModel
 from corral.store.names import ModelName
 
@@ -31,7 +34,7 @@ _LONGEST = 292 * 365 * 86400.0  # seconds; Go's longest duration, and clocks and
 
 
 class _Place:
-    """One load of one model, and everybody who wants it."""
+    """One load of one model, its memory and its leases."""
 
     def __init__(self, stored: StoredModel, keep_alive: float):
         self.stored = stored
@@ -47,17 +50,17 @@ class _Place:
 
     @property
     def idle(self) -> bool:
-        """Whether it could be unloaded at once."""
+        """Whether the model could be unloaded at once."""
         return self.model is not None and not self.leases and not self.retired
 
-    def stop_clock(self) -> None:
-        """It is wanted: it does not expire."""
+    def stop_expiry(self) -> None:
+        """Keep the model loaded until its expiry is started again."""
         if self.timer:
             self.timer.cancel()
         self.timer = self.expires_at = None
 
     def snapshot(self) -> LoadedModel | None:
-        """The model with the time at which it goes, counted from now while it is in use."""
+        """The model with the time at which it expires, counted from now while it is in use."""
         if self.model is None or self.retired:
             return None
         expires = self.expires_at
@@ -94,17 +97,17 @@ class Pool:
         place = self._find(stored)
         if keep_alive is not None:
             place.keep_alive = min(keep_alive, _LONGEST)
-        place.stop_clock()
+        place.stop_expiry()
         place.leases += 1
         try:
-            yield await self._wait(place)
+            yield await self._wait_for_load(place)
         finally:
             place.leases -= 1
-            self._rest(place)
+            self._end_or_expire(place)
 
-    async def _wait(self, place: _Place) -> LoadedModel:
+    async def _wait_for_load(self, place: _Place) -> LoadedModel:
         try:
-            return await asyncio.shield(place.loading)  # who gives up waiting leaves the load to the others
+            return await asyncio.shield(place.loading)  # a lease that is given up leaves the load to others
         except asyncio.CancelledError:
             if place.loading.cancelled():
                 raise ShuttingDown(_CLOSING) from None
@@ -122,7 +125,7 @@ class Pool:
             return False
         self._retire(place)
         if not place.leases:
-            await self._gone(place)
+            await self._wait_until_ended(place)
         return True
 
     async def close(self) -> None:
@@ -133,7 +136,7 @@ class Pool:
             self._retire(place)
             self._tasks.start(self._end(place))
         for place in list(self._held):
-            await self._gone(place)
+            await self._wait_until_ended(place)
 
     def _find(self, stored: StoredModel) -> _Place:
         """The model's place; a new one, on which it begins to load, if it has none that is good."""
@@ -149,15 +152,18 @@ class Pool:
         return place
 
     async def _load(self, place: _Place) -> LoadedModel:
-        settings = self.settings
-        file = await asyncio.to_thread(ModelFile.open, place.stored.path)
-        with file.source:  # what is needed of it is copied out by then
-            memory = self._budget.need(file.config, file.size, settings)
-            await self._make_room(place, memory.total)
-            model = await load_model(place.stored, file, memory, settings, self._start_engine)
+        reserve = functools.partial(self._reserve, place)
+        model = await load_model(place.stored, reserve, self.settings, self._start_engine)
+        place.reserved = model.size
         log.info("loaded %s in %.2f s", place.stored.name, model.load_ns / 1e9)
         model.engine.failed.add_done_callback(lambda _: self._retire(place))
         return model
+
+    async def _reserve(self, place: _Place, need: Need) -> int:
+        """Reserve what a model needs, when there is room; the bytes of its KV cache."""
+        kv_bytes = self._budget.kv_bytes(need, self.settings)
+        await self._make_room(place, total_bytes(need.memory) + kv_bytes)
+        return kv_bytes
 
     def _load_ended(self, place: _Place, task: "asyncio.Task[LoadedModel]") -> None:
         if task.cancelled() or task.exception():
@@ -166,8 +172,8 @@ class Pool:
             self._retire(place)
         else:
             place.model = task.result()
-            self._rest(place)
-        self._tell()
+            self._end_or_expire(place)
+        self._announce_change()
 
     async def _make_room(self, place: _Place, need: int) -> None:
         """Reserve memory: unload idle models, the least recently used first, or wait for one to be idle."""
@@ -195,7 +201,7 @@ class Pool:
         if not self._fits(need, without=going) and self._fits(need, without=[*going, *idle]):
             log.info("unloading %s to make room", idle[0].stored.name)
             self._retire(idle[0])
-        await self._change()
+        await self._changed.wait()
 
     def _fits(self, need: int, without: Collection[_Place] = ()) -> bool:
         others = [place for place in self._held if place.reserved and place not in without]
@@ -204,23 +210,23 @@ class Pool:
             return False
         return sum(place.reserved for place in others) + need <= self._budget.total
 
-    def _rest(self, place: _Place) -> None:
-        """After a lease or a load: a place that nobody wants is ended, or its clock is started."""
+    def _end_or_expire(self, place: _Place) -> None:
+        """After a lease or a load: unload a model without leases, or let it expire after its keep-alive."""
         place.last_used = time.monotonic()
-        self._tell()
+        self._announce_change()
         if place.leases or place.model is None:
             return
         if place.retired or place.keep_alive == 0:
             self._retire(place)
         elif place.keep_alive > 0:
-            place.stop_clock()
+            place.stop_expiry()
             place.expires_at = time.time() + place.keep_alive
             place.timer = asyncio.get_running_loop().call_later(place.keep_alive, self._retire, place)
 
     def _retire(self, place: _Place) -> None:
-        """Nobody new gets this place; it ends with its last lease."""
+        """Give the place to no new lease; it ends with its last one."""
         place.retired = True
-        place.stop_clock()
+        place.stop_expiry()
         if self._places.get(place.stored.name) is place:
             del self._places[place.stored.name]
         if place.model and not place.leases:
@@ -235,18 +241,15 @@ class Pool:
         finally:  # or its memory would count for ever, and close() wait for it
             self._held.discard(place)
             place.reserved = 0
-            self._tell()
+            self._announce_change()
         log.info("unloaded %s", place.stored.name)
 
-    async def _gone(self, place: _Place) -> None:
+    async def _wait_until_ended(self, place: _Place) -> None:
         while place in self._held:
-            await self._change()
+            await self._changed.wait()
 
-    async def _change(self) -> None:
-        await self._changed.wait()
-
-    def _tell(self) -> None:
-        """Wake everybody who waits for a change."""
+    def _announce_change(self) -> None:
+        """Wake all that wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -31,7 +31,7 @@ class Health:
         if self.service.drain.draining:
             return PlainTextResponse("draining", 503)
         loaded = self.service.pool.loaded()
-        stuck = [str(model.name) for model in loaded if not model.engine.healthy()]
+        stuck = [str(model.stored.name) for model in loaded if not model.engine.healthy()]
         if stuck:
             return PlainTextResponse(f"not making progress: {', '.join(stuck)}", 503)
         return JSONResponse({"status": "ok", "models": [_fullness(model) for model in loaded]})
@@ -39,5 +39,6 @@ class Health:
 
 def _fullness(model: LoadedModel) -> dict[str, object]:
     ready = model.engine.ready
-    kv = {"num_blocks": ready.num_blocks, "block_size": ready.block_size, "kv_bytes": ready.kv_bytes}
-    return {"name": str(model.name), **kv, **msgspec.structs.asdict(model.engine.load)}
+    kv = {"num_blocks": ready.num_blocks, "block_size": ready.block_size}
+    memory = {"memory": msgspec.to_builtins(ready.memory)}
+    return {"name": str(model.stored.name), **kv, **memory, **msgspec.structs.asdict(model.engine.load)}

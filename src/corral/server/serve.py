@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from corral.config import Settings
-from corral.engine.client import EngineClient
+from corral.engine.client import EngineClient, ReserveMemory
 from corral.engine.process import Spare
 from corral.engine.protocol import EngineSpec
 from corral.errors import CorralError, UserError
@@ -165,8 +165,10 @@ def _collect_garbage_from_now(_: object = None) -> None:
     gc.enable()
 
 
-async def _start_engine(spare: Spare | None, spec: EngineSpec, **timeouts: float) -> EngineClient:
-    return await EngineClient.start(spec, process=spare.take() if spare else None, **timeouts)
+async def _start_engine(
+    spare: Spare | None, spec: EngineSpec, reserve: ReserveMemory, **timeouts: float
+) -> EngineClient:
+    return await EngineClient.start(spec, reserve, process=spare.take() if spare else None, **timeouts)
 
 
 async def _preload(pool: Pool, name: str) -> None:

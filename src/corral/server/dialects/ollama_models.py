@@ -105,8 +105,8 @@ def _loaded(model: LoadedModel) -> dict[str, Any]:
     """A row of ps. All memory is the processor's, so size_vram is 0."""
     expires = model.expires_at or datetime.now(UTC).astimezone() + FOREVER
     return {
-        "name": model.name.display,
-        "model": model.name.display,
+        "name": model.stored.name.display,
+        "model": model.stored.name.display,
         "size": model.size,
         "digest": model.stored.digest,
         "details": model_details(model.stored),
