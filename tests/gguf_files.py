@@ -249,12 +249,16 @@ def tiny_llama(
     types: Sequence[str] = ("Q4_1", "Q8_0"),
     embed_type: str = "Q8_0",
     tied: bool = True,
+    vocab: int = 0,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A random llama checkpoint, keys and names as in SmolLM2. `metadata` changes, adds or removes (None)."""
+    """A random llama checkpoint, keys and names as in SmolLM2. `metadata` changes, adds or removes (None).
+
+    With a `vocab` it has so many tokens and no tokeniser.
+    """
     head = hidden // heads
-    tokenizer = bpe_tokenizer()
-    vocab = len(tokenizer["tokenizer.ggml.tokens"])
+    tokenizer = {} if vocab else bpe_tokenizer()
+    vocab = vocab or len(tokenizer["tokenizer.ggml.tokens"])
     values = {
         "general.architecture": "llama",
         "general.type": "model",
