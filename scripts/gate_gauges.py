@@ -103,7 +103,10 @@ def in_turns(sides: Sequence[Callable[[int], float]], turns: int) -> Sample:
 def measure_steps(pair: Pair, cases: Collection[str], _: int) -> Measured:
     """Seconds of engine steps; each round has new processes, as where a process lies in memory counts too."""
     with contextlib.ExitStack() as stack:
-        engines = [stack.enter_context(contextlib.closing(Engine(pair, build))) for build in pair.builds]
+        engines = [
+            stack.enter_context(contextlib.closing(Engine(build, pair.file, pair.isa, pair.subject.context)))
+            for build in pair.builds
+        ]
         return {
             case: in_turns([partial(engine.run, case) for engine in engines], pair.subject.turns_of(case))
             for case in cases
@@ -113,11 +116,11 @@ def measure_steps(pair: Pair, cases: Collection[str], _: int) -> Measured:
 class Engine:
     """A build's engine in a process of its own, behind gate_driver.py."""
 
-    def __init__(self, pair: Pair, build: Build):
-        options = {"--isa": pair.isa, "--threads": usable_cores(), "--context": pair.subject.context}
+    def __init__(self, build: Build, file: Path, isa: str, context: int):
+        options = {"--isa": isa, "--threads": usable_cores(), "--context": context}
         words = [str(word) for option in options.items() for word in option]
         self._process = subprocess.Popen(
-            [build.python, "-P", "-E", str(DRIVER), str(pair.file), *words],
+            [build.python, "-P", "-E", str(DRIVER), str(file), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

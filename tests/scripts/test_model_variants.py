@@ -55,9 +55,11 @@ def test_random_llama_has_the_mix_and_finite_logits(source, tmp_path):
     assert_finite_logits(tmp_path / "random.gguf")
 
 
-def test_random_experts_are_stacks_of_such_matrices(variants, source, tmp_path):
-    shape = variants.Shape(layers=8, hidden=256, ffn=256, heads=4, kv_heads=2, context=128, experts=4, used=2)
-    variants.random_llama(source, tmp_path / "random.gguf", shape)
+def test_random_experts_are_stacks_of_such_matrices(source, tmp_path):
+    shape = model_variants.Shape(
+        layers=8, hidden=256, ffn=256, heads=4, kv_heads=2, context=128, experts=4, used=2
+    )
+    model_variants.random_llama(source, tmp_path / "random.gguf", shape)
     with open_gguf(tmp_path / "random.gguf") as gguf:
         stack = load_tensor(gguf, "blk.0.ffn_down_exps.weight")
         assert (stack.experts, stack.shape, stack.type_name) == (4, (256, 256), "Q6_K")
