@@ -2,6 +2,7 @@
 
 q4_0      SOURCE with its Q4_1 matrices requantised to Q4_0, the type that llama.cpp is fastest at
 llama-1b  a Llama of about a billion random weights in the mix called Q4_K_M, with the vocabulary of SOURCE
+q2_k, q3_k, iq4_nl, iq4_xs    the same with all matrices but the embeddings of that type
 experts   the same with fewer layers, each with 16 feed-forwards of which a token takes 2
 active    what a token takes of `experts`, as an ordinary model: one feed-forward of twice the width
 """
@@ -30,10 +31,15 @@ class Shape:
     context: int = 8192
     experts: int = 0  # feed-forwards of a layer; 0 = an ordinary one
     used: int = 0  # of them, by each token
+    kind: Type | None = None  # of all matrices but the embeddings; None = a mix
 
 
 SHAPES = {
     "llama-1b": Shape(),
+    "q2_k": Shape(kind=Type.Q2_K),
+    "q3_k": Shape(kind=Type.Q3_K),
+    "iq4_nl": Shape(kind=Type.IQ4_NL),
+    "iq4_xs": Shape(kind=Type.IQ4_XS),
     "experts": Shape(layers=8, ffn=4096, experts=16, used=2),
     "active": Shape(layers=8, ffn=8192),
 }
@@ -73,12 +79,15 @@ def random_llama(source: Path, target: Path, shape: Shape) -> None:
     random = np.random.default_rng(0)
     kv_width = shape.kv_heads * head_dim
 
-    def matrix(name: str, rows: int, cols: int, kind: Type = Type.Q4_K) -> None:
-        writer.add_tensor(f"{name}.weight", RANDOM[kind](random, rows, cols), raw_dtype=kind)
+    usual = shape.kind or Type.Q4_K
 
-    def feed_forward(part: str, blk: str, rows: int, cols: int, kind: Type = Type.Q4_K) -> None:
+    def matrix(name: str, rows: int, cols: int, kind: Type = usual) -> None:
+        writer.add_tensor(f"{name}.weight", random_blocks(random, rows, cols, kind), raw_dtype=kind)
+
+    def feed_forward(part: str, blk: str, rows: int, cols: int, kind: Type = usual) -> None:
         if shape.experts:
-            stack = RANDOM[kind](random, shape.experts * rows, cols).reshape(shape.experts, rows, -1)
+            stack = random_blocks(random, shape.experts * rows, cols, kind)
+            stack = stack.reshape(shape.experts, rows, -1)
             writer.add_tensor(f"{blk}.ffn_{part}_exps.weight", stack, raw_dtype=kind)
         else:
             matrix(f"{blk}.ffn_{part}", rows, cols, kind)
@@ -91,7 +100,7 @@ def random_llama(source: Path, target: Path, shape: Shape) -> None:
         # llama.cpp's rule: the first and last eighth of the layers, and every third between, get more bits.
         eighth = shape.layers // 8
         better = layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
-        rich, blk = Type.Q6_K if better else Type.Q4_K, f"blk.{layer}"
+        rich, blk = Type.Q6_K if better and shape.kind is None else usual, f"blk.{layer}"
         norm(f"{blk}.attn_norm")
         matrix(f"{blk}.attn_q", shape.hidden, shape.hidden)
         matrix(f"{blk}.attn_k", kv_width, shape.hidden)
@@ -108,26 +117,29 @@ def random_llama(source: Path, target: Path, shape: Shape) -> None:
     _write(writer)
 
 
-def _random_q4_k(random: np.random.Generator, rows: int, cols: int) -> np.ndarray:
-    """Codes at random; every sub-block has scale 32 and offset 32, so that the mean weight is zero."""
-    blocks = np.zeros((rows, cols // 256, 144), np.uint8)
-    scale = HALF(0.02 / (32 * 4.6))
-    blocks[:, :, 0:2] = np.frombuffer(scale.tobytes(), np.uint8)
-    blocks[:, :, 2:4] = np.frombuffer(HALF(7.5 * scale).tobytes(), np.uint8)
-    blocks[:, :, 4:12] = 0xA0  # 6-bit numbers, split: four times 32 | 2 << 6, twice; the low halves are zero
-    blocks[:, :, 16:] = random.integers(0, 256, (rows, cols // 256, 128), np.uint8)
+def _half(number: float) -> bytes:
+    return HALF(number).tobytes()
+
+
+# What random blocks have at some of their bytes, so that weights are about 0.02 in size and zero in the mean:
+# sub scales and offsets all alike, or half of them negative.
+FIXED: dict[Type, dict[int, bytes]] = {
+    Type.Q2_K: {0: b"\xc8" * 16, 80: 2 * _half(0.02 / 8.9)},
+    Type.Q3_K: {96: bytes(8) + b"\x77" * 4, 108: _half(0.02 / (16 * 2.3))},
+    Type.Q4_K: {0: _half(0.02 / (32 * 4.6)) + _half(7.5 * 0.02 / (32 * 4.6)), 4: b"\xa0" * 8 + bytes(4)},
+    Type.Q6_K: {192: b"\x10" * 16, 208: _half(0.02 / (16 * 18.5))},
+    Type.IQ4_NL: {0: _half(0.02 / 70)},
+    Type.IQ4_XS: {0: _half(0.02 / (16 * 70)), 2: b"\x77\x77" + bytes(4)},
+}
+
+
+def random_blocks(random: np.random.Generator, rows: int, cols: int, kind: Type) -> np.ndarray:
+    """Rows of blocks with random codes [rows, bytes of a row]."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = random.integers(0, 256, (rows, cols // block, size), np.uint8)
+    for at, fixed in FIXED[kind].items():
+        blocks[:, :, at : at + len(fixed)] = np.frombuffer(fixed, np.uint8)
     return blocks.reshape(rows, -1)
-
-
-def _random_q6_k(random: np.random.Generator, rows: int, cols: int) -> np.ndarray:
-    blocks = np.empty((rows, cols // 256, 210), np.uint8)
-    blocks[:, :, :192] = random.integers(0, 256, (rows, cols // 256, 192), np.uint8)
-    blocks[:, :, 192:208] = 16  # sub scales
-    blocks[:, :, 208:] = np.frombuffer(HALF(0.02 / (16 * 18.5)).tobytes(), np.uint8)
-    return blocks.reshape(rows, -1)
-
-
-RANDOM = {Type.Q4_K: _random_q4_k, Type.Q6_K: _random_q6_k}
 
 
 def _writer_like(

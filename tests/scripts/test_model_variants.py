@@ -55,6 +55,19 @@ def test_random_llama_has_the_mix_and_finite_logits(source, tmp_path):
     assert_finite_logits(tmp_path / "random.gguf")
 
 
+@pytest.mark.parametrize("name", ["q2_k", "q3_k", "iq4_nl", "iq4_xs"])
+def test_random_llama_of_one_type_has_weights_like_those_of_the_mix(source, tmp_path, name: str):
+    kind = model_variants.SHAPES[name].kind
+    shape = model_variants.Shape(layers=8, hidden=256, ffn=512, heads=4, kv_heads=2, context=128, kind=kind)
+    model_variants.random_llama(source, tmp_path / "random.gguf", shape)
+    with open_gguf(tmp_path / "random.gguf") as file:
+        tensor = load_tensor(file, "blk.0.ffn_down.weight")
+        assert tensor.type_name == name.upper()
+        weights = tensor.dequantize()
+    assert 0.015 < weights.std() < 0.025 and abs(weights.mean()) < 0.002
+    assert_finite_logits(tmp_path / "random.gguf")
+
+
 def test_random_experts_are_stacks_of_such_matrices(source, tmp_path):
     shape = model_variants.Shape(
         layers=8, hidden=256, ffn=256, heads=4, kv_heads=2, context=128, experts=4, used=2
