@@ -87,6 +87,21 @@ struct RmsNorm {
   void run_row(Program& program, int row) const;
 };
 
+struct LayerNorm {
+  static constexpr const char* kName = "LayerNorm";
+  Read x;
+  VectorRef weight, bias;
+  Written out;
+  float eps;
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"x", &LayerNorm::x}, Field{"weight", &LayerNorm::weight}, Field{"bias", &LayerNorm::bias},
+                      Field{"out", &LayerNorm::out}, Field{"eps", &LayerNorm::eps}};
+  }
+  void check(const Model& model) const;
+  void run_row(Program& program, int row) const;
+};
+
 struct Linear {
   static constexpr const char* kName = "Linear";
   Read x;
@@ -256,8 +271,8 @@ struct Quantize {
   void run_row(Program& program, int row) const;
 };
 
-using Op = std::variant<Embed, Input, RmsNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Route, Experts, Select,
-                        Head, Output, Angles, Quantize>;
+using Op = std::variant<Embed, Input, RmsNorm, LayerNorm, Linear, Rope, KVWrite, Attention, Add, Gated, Route, Experts,
+                        Select, Head, Output, Angles, Quantize>;
 
 template <class T>
 concept FromPython = requires { T::kName; };

@@ -39,6 +39,25 @@ void RmsNorm::run_row(Program& program, int row) const {
   }
 }
 
+void LayerNorm::check(const Model& model) const {
+  model.require_like(x, out);
+  const auto width = static_cast<size_t>(model.buffer(x).width);
+  require(model.vector(weight).size() == width && model.vector(bias).size() == width, "LayerNorm's weight and bias");
+}
+
+void LayerNorm::run_row(Program& program, int row) const {
+  const int width = program.model.buffer(x).width;
+  const float *from = program.row_of(x, row), *factors = program.model.vector(weight).data();
+  const float* offsets = program.model.vector(bias).data();
+  float* to = program.row_of(out, row);
+  double sum = 0, squares = 0;
+  for (int i = 0; i < width; ++i) sum += from[i];
+  const double mean = sum / width;
+  for (int i = 0; i < width; ++i) squares += (from[i] - mean) * (from[i] - mean);
+  const double factor = 1 / std::sqrt(squares / width + eps);
+  for (int i = 0; i < width; ++i) to[i] = static_cast<float>((from[i] - mean) * factor) * factors[i] + offsets[i];
+}
+
 void Rope::check(const Model& model) const {
   model.require_like(x, out);
   const int width = model.buffer(x).width;

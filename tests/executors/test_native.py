@@ -19,7 +19,7 @@ from batches import TOKEN_FIELDS, Part, SampledBatch, blocks_for, make_batch, st
 from corral.executors.batch import COLUMNS, Bias, Masks, Penalties, StepResult
 from corral.executors.native import NativeExecutor
 from corral.executors.reference import ReferenceExecutor
-from corral.models.ops import Add, AllReduce, Gated, Head, KVWrite, Linear, RmsNorm, Select
+from corral.models.ops import Add, AllReduce, Gated, Head, KVWrite, LayerNorm, Linear, RmsNorm, Select
 from corral.models.program import Program
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE, CPU
@@ -296,6 +296,9 @@ def test_an_op_over_wrong_shapes_is_refused() -> None:
         lambda builder, narrow, wide: builder.add(Add(narrow, wide, wide)),
         lambda builder, narrow, wide: builder.add(Add(narrow, 7, narrow)),
         lambda builder, narrow, wide: builder.add(RmsNorm(narrow, 0, narrow, 1e-6)),
+        lambda builder, narrow, wide: builder.add(
+            LayerNorm(narrow, builder.weight(np.ones(32)), builder.weight(np.ones(64)), narrow, 1e-6)
+        ),
         lambda builder, narrow, wide: builder.add(KVWrite(narrow, narrow, builder.kv_layer(1, 64))),
         lambda builder, narrow, wide: builder.add(Select(narrow, wide)),
         lambda builder, narrow, wide: builder.add(Head(narrow, 0)),

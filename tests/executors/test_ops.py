@@ -21,6 +21,7 @@ from corral.models.ops import (
     Head,
     Input,
     KVWrite,
+    LayerNorm,
     Linear,
     Output,
     RmsNorm,
@@ -128,6 +129,28 @@ def test_rms_norm_of_zeros_is_zero(isa: str) -> None:
     x = builder.table(np.zeros((VOCAB, 32)))
     builder.add(RmsNorm(x, builder.weight(np.ones(32)), x, 1e-6))
     compare(builder, [x], [whole(3)], isa)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("width", [1, 8, 33, 100, 576])
+def test_layer_norm_normalises_each_row(count: int, width: int, isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x = builder.table(values(width, spread=30) + 20)
+    out = builder.buffer(width)
+    weight, bias = (builder.weight(values(width, seed)[0]) for seed in (1, 2))
+    builder.add(LayerNorm(x, weight, bias, out, 1e-6))
+    builder.add(LayerNorm(x, weight, bias, x, 1e-2))
+    compare(builder, [x, out], [whole(count)], isa)
+
+
+def test_layer_norm_of_equal_elements_is_its_bias(isa: str) -> None:
+    builder = ProgramBuilder(VOCAB)
+    x = builder.table(np.full((VOCAB, 32), 7))
+    bias = values(32)[0]
+    builder.add(LayerNorm(x, builder.weight(np.ones(32)), builder.weight(bias), x, 1e-6))
+    native = NativeExecutor(builder.build(), num_blocks=1, max_tokens=3, max_sequences=1, threads=1, isa=isa)
+    native.step(make_batch(whole(3)))
+    np.testing.assert_array_equal(native.buffer(x), np.tile(bias, (3, 1)))
 
 
 @pytest.mark.parametrize("count", COUNTS)

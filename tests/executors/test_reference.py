@@ -9,7 +9,7 @@ from batches import Part, blocks_for, greedy_rows, make_batch, step, with_column
 from corral.executors.batch import Bias, Executor, Penalties, StepResult
 from corral.executors.reference import ReferenceExecutor
 from corral.models.cache import KVLayer
-from corral.models.ops import Attention, Embed, Head, KVWrite, Linear, RmsNorm
+from corral.models.ops import Attention, Embed, Head, KVWrite, LayerNorm, Linear, RmsNorm
 from corral.models.program import Buffer, Program
 from corral.models.table import build_program
 from corral.types import BLOCK_SIZE
@@ -17,6 +17,7 @@ from corral.weights.gguf import open_gguf
 from corral.weights.gguf_source import GGUFSource
 from corral.weights.qtensor import QTensor
 from gguf_files import tiny_gemma3, tiny_llama
+from op_programs import ProgramBuilder
 
 TOKENS = np.random.default_rng(0).integers(0, 300, 90).tolist()
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -181,6 +182,20 @@ def test_linear_adds_its_bias_and_norm_works_part_by_part() -> None:
     pairs = y.reshape(3, 2, 2)
     z = pairs / np.sqrt((pairs**2).mean(-1, keepdims=True) + 1e-6) * norm
     np.testing.assert_allclose(executor.buffer(2), z.reshape(3, 4), rtol=1e-5)
+
+
+def test_layer_norm_moves_and_scales_rows_by_their_own_mean_and_variance() -> None:
+    rng = np.random.default_rng(6)
+    table, weight, bias = rng.normal(3, 2, size=(8, 40)), rng.normal(size=40), rng.normal(size=40)
+    builder = ProgramBuilder(8)
+    x, out = builder.table(table), builder.buffer(40)
+    builder.add(LayerNorm(x, builder.weight(weight), builder.weight(bias), out, 0.5))
+    executor = ReferenceExecutor(builder.build(), num_blocks=1, max_tokens=8)
+    executor.step(make_batch([Part([1, 5, 7], [0], rows=[])]))
+    rows = table[[1, 5, 7]]
+    mean, variance = rows.mean(axis=1, keepdims=True), rows.var(axis=1, keepdims=True)
+    wanted = (rows - mean) / np.sqrt(variance + 0.5) * weight + bias
+    np.testing.assert_allclose(executor.buffer(out), wanted, rtol=1e-5, atol=1e-5)
 
 
 # Sampling: a program whose logits are the rows of a table, so that each test can write its logits down.

@@ -22,6 +22,7 @@ from corral.models.ops import (
     Head,
     Input,
     KVWrite,
+    LayerNorm,
     Linear,
     Op,
     Output,
@@ -153,6 +154,14 @@ def _rms_norm(run: ReferenceExecutor, op: RmsNorm, batch: Batch) -> None:
     mean = np.mean(np.square(parts), axis=-1, keepdims=True)
     normed = parts / np.sqrt(mean + np.float32(op.eps)) * run.weight(op.weight)[0]
     run.write(op.out, normed.reshape(x.shape))
+
+
+def _layer_norm(run: ReferenceExecutor, op: LayerNorm, batch: Batch) -> None:
+    x = run.rows(op.x)
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    variance = np.mean(np.square(centred), axis=-1, keepdims=True)
+    normed = centred / np.sqrt(variance + np.float32(op.eps))
+    run.write(op.out, normed * run.weight(op.weight)[0] + run.weight(op.bias)[0])
 
 
 def _linear(run: ReferenceExecutor, op: Linear, batch: Batch) -> None:
@@ -303,6 +312,7 @@ RUN: Mapping[type[Op], Callable[[ReferenceExecutor, Any, Batch], None]] = {
     Embed: _embed,
     Input: _input,
     RmsNorm: _rms_norm,
+    LayerNorm: _layer_norm,
     Linear: _linear,
     Rope: _rope,
     KVWrite: _kv_write,

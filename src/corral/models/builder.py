@@ -15,6 +15,7 @@ from corral.models.ops import (
     Gated,
     Head,
     KVWrite,
+    LayerNorm,
     Linear,
     Op,
     RmsNorm,
@@ -62,6 +63,14 @@ class GraphBuilder:
         weight = self.vector(f"{name}.weight", x.width // heads, self._norm_offset)
         out = self.like(x, name)
         self.append(RmsNorm(x.index, weight, out.index, eps, heads))
+        return out
+
+    def layer_norm(self, x: Value, name: str, eps: float) -> Value:
+        """Each row of x with mean 0 and variance 1, times the tensor, plus its bias."""
+        weight = self.vector(f"{name}.weight", x.width)
+        bias = self.vector(f"{name}.bias", x.width)
+        out = self.like(x, name)
+        self.append(LayerNorm(x.index, weight, bias, out.index, eps))
         return out
 
     def linear(self, x: Value, name: str, width: int) -> Value:

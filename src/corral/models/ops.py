@@ -103,6 +103,17 @@ class RmsNorm(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNorm(Op):
+    """out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias over each row."""
+
+    x: Reusable
+    weight: Vector  # [1, width]
+    bias: Vector  # [1, width]
+    out: Written
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
 class Linear(Op):
     """outs[i] = x @ weights[i].T + biases[i]: matrices that read the same input stand in one op."""
 
