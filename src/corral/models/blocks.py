@@ -44,7 +44,8 @@ PUBLISHED_SANDWICH_NORMS: Mapping[str, str] = {
     "blk.{i}.post_ffw_norm.weight": "model.layers.{i}.post_feedforward_layernorm.weight",
 }
 
-FeedForward = Callable[[GraphBuilder, Value, str], Value]  # from normalised rows, and a layer's name
+Norm = Callable[[GraphBuilder, Value, str, float], Value]  # of rows, by its tensors' name and an epsilon
+FeedForward = Callable[[GraphBuilder, Value, str], Value]  # from rows, and a layer's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,12 @@ class SelfAttention:
     rotation: Rotation
     scale: float  # of the products of queries and keys
     window: int | None = None  # how many last tokens a query sees; None = all
-    qk_norm: bool = False  # each head's query and key is normalised before it rotates
+    qk_norm: bool = False  # queries and keys are normalised before they rotate
+    qk_norm_whole: bool = False  # over all heads together, not each by itself
     softcap: float = 0.0  # of the scores; 0 = none
 
     def build(self, g: GraphBuilder, h: Value, blk: str) -> Value:
-        """What the layer adds to the hidden state, from its normalised rows h."""
+        """What attention makes of rows h of the hidden state, which most families have normalised."""
         s = self.sizes
         kv_width = s.kv_heads * s.head_size
         widths = {"attn_q": s.heads * s.head_size, "attn_k": kv_width, "attn_v": kv_width}
@@ -72,7 +74,7 @@ class SelfAttention:
 
     def _rotate(self, g: GraphBuilder, x: Value, norm: str, heads: int) -> Value:
         if self.qk_norm:
-            x = g.rms_norm(x, norm, self.sizes.eps, heads)
+            x = g.rms_norm(x, norm, self.sizes.eps, 1 if self.qk_norm_whole else heads)
         return g.rope(x, heads, self.rotation)
 
 
@@ -106,15 +108,19 @@ def gated_feed_forward(ffn: int, activation: Activation) -> FeedForward:
 
 
 def build_pre_norm(
-    g: GraphBuilder, sizes: Sizes, attentions: Sequence[SelfAttention], feed_forward: FeedForward
+    g: GraphBuilder,
+    sizes: Sizes,
+    attentions: Sequence[SelfAttention],
+    feed_forward: FeedForward,
+    norm: Norm = GraphBuilder.rms_norm,
 ) -> Graph:
     """Most decoders: a layer adds attention, then a feed-forward, each of the hidden state normalised."""
     x = g.embed("token_embd", sizes.vocab_size, sizes.hidden)
     for layer, attention in enumerate(attentions):
         blk = f"blk.{layer}"
-        x = g.add(x, attention.build(g, g.rms_norm(x, f"{blk}.attn_norm", sizes.eps), blk))
-        x = g.add(x, feed_forward(g, g.rms_norm(x, f"{blk}.ffn_norm", sizes.eps), blk))
-    g.head(g.rms_norm(x, "output_norm", sizes.eps), sizes.vocab_size)
+        x = g.add(x, attention.build(g, norm(g, x, f"{blk}.attn_norm", sizes.eps), blk))
+        x = g.add(x, feed_forward(g, norm(g, x, f"{blk}.ffn_norm", sizes.eps), blk))
+    g.head(norm(g, x, "output_norm", sizes.eps), sizes.vocab_size)
     return g.build(sizes.vocab_size, sizes.context_length)
 
 

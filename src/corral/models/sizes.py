@@ -26,11 +26,11 @@ class Sizes:
     head_size: int
     vocab_size: int
     context_length: int
-    eps: float  # of its RMS norms
+    eps: float  # of its norms
 
 
-def read_sizes(fields: Fields) -> Sizes:
-    """CorruptModel or UnsupportedModel names the field that is wrong."""
+def read_sizes(fields: Fields, eps: str = "attention.layer_norm_rms_epsilon") -> Sizes:
+    """CorruptModel or UnsupportedModel names the field that is wrong. The norms have theirs in `eps`."""
     hidden = fields.integer("embedding_length", MAX_HIDDEN)
     heads = fields.integer("attention.head_count", MAX_HEADS)
     kv_heads = fields.integer("attention.head_count_kv", MAX_HEADS, default=heads)
@@ -45,7 +45,7 @@ def read_sizes(fields: Fields) -> Sizes:
         head_size=_read_head_size(fields, hidden, heads),
         vocab_size=fields.integer("vocab_size", MAX_VOCAB),
         context_length=fields.integer("context_length", MAX_CONTEXT),
-        eps=fields.number("attention.layer_norm_rms_epsilon", 0, 0.1),
+        eps=fields.number(eps, 0, 0.1),
     )
 
 
