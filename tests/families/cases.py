@@ -48,4 +48,9 @@ CASES = (
     Case("qwen3moe", "qwen3moe", ({"num_experts_per_tok": 3},)),
     Case("qwen3moe-unnormalised", None, ({"norm_topk_prob": True},)),
     Case("mixtral", "llama", ({"num_experts_per_tok": 1},)),
+    Case(
+        "stablelm",
+        "stablelm",
+        ({"partial_rotary_factor": 0.5}, {"layer_norm_eps": 0.1}, {"rope_theta": 100.0}),
+    ),
 )

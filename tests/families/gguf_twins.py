@@ -27,6 +27,8 @@ KEYS = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "use_parallel_residual": "use_parallel_residual",
     "attention.key_length": "head_dim",
     "attention.value_length": "head_dim",
     "rope.freq_base": "rope_theta",
@@ -60,6 +62,8 @@ def _other(architecture: str, config: Config) -> dict[str, Any]:
     if architecture == "llama":
         values["rope.dimension_count"] = _head_dim(config)
         values["vocab_size"] = config["vocab_size"]
+    if (part := config.get("partial_rotary_factor")) is not None:
+        values["rope.dimension_count"] = int(part * _head_dim(config))
     if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
         values["attention.sliding_window"] = config["sliding_window"]
     if experts := count_experts(config):

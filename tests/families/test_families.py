@@ -179,6 +179,11 @@ def test_an_early_mixtral_file_has_a_tensor_for_each_expert(tmp_path: Path) -> N
     assert reference_error(write_gguf(tmp_path / "m.gguf", "mixtral", stacked=False), "mixtral") <= CLOSE
 
 
+def test_a_quarter_of_a_stablelm_head_rotates_where_a_folder_does_not_say(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, "stablelm", {"partial_rotary_factor": None})
+    assert reference_error(path, "stablelm") <= CLOSE
+
+
 @pytest.mark.parametrize(
     ("case", "change"),
     [pytest.param(case, change, id=case.name) for case in CASES for change in case.decisive],

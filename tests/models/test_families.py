@@ -137,6 +137,12 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(name: str) -> N
         build_program(source)
 
 
+def test_a_stablelm_of_one_norm_a_layer_is_refused() -> None:
+    fields = FIELDS | {"attention.layer_norm_epsilon": 1e-5, "use_parallel_residual": True}
+    with pytest.raises(UnsupportedModel, match="use_parallel_residual"):
+        build_program(MemorySource("stablelm", fields, random_weights(**{"attn_norm.weight": (HIDDEN,)})))
+
+
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "gemma2", "gemma3"])
 def test_the_activation_that_a_source_names_is_used(name: str) -> None:
     norms = SANDWICH | QK_NORMS if name == "gemma3" else SANDWICH if name == "gemma2" else {}

@@ -90,14 +90,23 @@ def test_one_rank_is_the_graph_itself(tmp_path: Path) -> None:
 
 
 def mixtral(path: Path) -> Graph:
-    case = checkpoints.read_case("mixtral")
+    return family(path, "mixtral", "llama")
+
+
+def family(path: Path, name: str, architecture: str) -> Graph:
+    case = checkpoints.read_case(name)
     weights = checkpoints.weights(case)
-    return build_graph(GGUFSource.open(write_twin(path / "m.gguf", "llama", case["published"], weights)))
+    return build_graph(GGUFSource.open(write_twin(path / "m.gguf", architecture, case["published"], weights)))
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_ranks_with_some_experts_each_add_up_to_the_whole(tmp_path: Path, world: int) -> None:
     check_ranks_agree(mixtral(tmp_path), world, checkpoints.tokens(40))
+
+
+@pytest.mark.parametrize("name", ["stablelm"])
+def test_ranks_add_up_with_norms_that_need_whole_rows(tmp_path: Path, name: str) -> None:
+    check_ranks_agree(family(tmp_path, name, name), 2, checkpoints.tokens(40))
 
 
 def test_a_rank_has_its_experts_alone(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family("corral.models.qwen3", ("Qwen3ForCausalLM",)),
     "gemma2": Family("corral.models.gemma2", ("Gemma2ForCausalLM",)),
     "qwen3moe": Family("corral.models.qwen3moe", ("Qwen3MoeForCausalLM",)),
+    "stablelm": Family("corral.models.stablelm", ("StableLmForCausalLM",)),
     "gemma3": Family("corral.models.gemma3", ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")),
 }
 
