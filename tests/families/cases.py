@@ -53,4 +53,5 @@ CASES = (
         "stablelm",
         ({"partial_rotary_factor": 0.5}, {"layer_norm_eps": 0.1}, {"rope_theta": 100.0}),
     ),
+    Case("olmo2", "olmo2", ({"rope_theta": 10000.0}, {"rms_norm_eps": 0.1})),
 )

@@ -18,6 +18,7 @@ VOCAB = 250
 POSITIONS = 140  # more than any window or original context of the configs, and not a multiple of anything
 
 Weights = dict[str, np.ndarray]
+Table = Mapping[str, float]  # a number by the end of a tensor's name
 
 # Standard deviation of a tensor's weights by the end of its name; of a matrix, times the root of its columns.
 # Heads attend to few positions and next tokens' log-probs are some nats apart: flat ones would hide mistakes.
@@ -36,10 +37,12 @@ SPREADS = {
     "mlp.gate.weight": 3.0,
     "block_sparse_moe.gate.weight": 3.0,
 }
-# Where the values of a norm lie. Gemma stores them without their 1, and those after attention and
-# feed-forward say how much a layer adds.
+# Where the values of a norm lie. Those after attention and feed-forward say how much a layer adds; Gemma
+# stores all without their 1. OLMo normalises what attention adds, however small it was.
 CENTRES = {"norm.weight": 1.0}
 GEMMA_CENTRES = {"post_attention_layernorm.weight": -0.9, "post_feedforward_layernorm.weight": -0.9}
+OLMO_CENTRES = {"post_attention_layernorm.weight": 0.05, "post_feedforward_layernorm.weight": 0.1, **CENTRES}
+OLMO_SPREADS = {"post_attention_layernorm.weight": 0.02, **SPREADS}
 
 
 def read_case(name: str) -> dict[str, Any]:
@@ -56,14 +59,14 @@ def weights(case: Mapping[str, Any]) -> Weights:
     """Every tensor by its published name, float32."""
     config = case["published"]
     layers, experts = config["num_hidden_layers"], count_experts(config)
-    is_gemma = config["model_type"].startswith("gemma")
+    spreads, centres = _tables(config["model_type"])
     names = {
         pattern.replace("{i}", str(layer)).replace("{e}", str(expert)): shape
         for pattern, shape in case["tensors"].items()
         for layer in range(layers if "{i}" in pattern else 1)
         for expert in range(experts if "{e}" in pattern else 1)
     }
-    return {name: _values(name, shape, is_gemma) for name, shape in names.items()}
+    return {name: _values(name, shape, spreads, centres) for name, shape in names.items()}
 
 
 def count_experts(config: Mapping[str, Any]) -> int:
@@ -71,10 +74,17 @@ def count_experts(config: Mapping[str, Any]) -> int:
     return int(config.get("num_experts", config.get("num_local_experts", 0)))
 
 
-def _values(name: str, shape: list[int], is_gemma: bool) -> np.ndarray:
+def _tables(model_type: str) -> tuple[Table, Table]:
+    """Spreads and centres."""
+    if model_type.startswith("gemma"):
+        return SPREADS, GEMMA_CENTRES
+    return (OLMO_SPREADS, OLMO_CENTRES) if model_type.startswith("olmo") else (SPREADS, CENTRES)
+
+
+def _values(name: str, shape: list[int], spreads: Table, centres: Table) -> np.ndarray:
     """Normal values rounded to what bfloat16 and float16 both hold."""
-    spread = _by_end(SPREADS, name, 1.0) * (shape[-1] ** -0.5 if len(shape) > 1 else 1.0)
-    centre = _by_end(GEMMA_CENTRES if is_gemma else CENTRES, name, 0.0)
+    spread = _by_end(spreads, name, 1.0) * (shape[-1] ** -0.5 if len(shape) > 1 else 1.0)
+    centre = _by_end(centres, name, 0.0)
     count = int(np.prod(shape))
     sums = _random_bits(name, count).view(np.uint16).reshape(count, 4).sum(axis=1, dtype=np.int64)
     normal = (sums / 65536 - 2) * 3**0.5
@@ -84,7 +94,7 @@ def _values(name: str, shape: list[int], is_gemma: bool) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _by_end(table: Mapping[str, float], name: str, default: float) -> float:
+def _by_end(table: Table, name: str, default: float) -> float:
     return next((value for end, value in table.items() if name.endswith(end)), default)
 
 

@@ -104,7 +104,7 @@ def test_ranks_with_some_experts_each_add_up_to_the_whole(tmp_path: Path, world:
     check_ranks_agree(mixtral(tmp_path), world, checkpoints.tokens(40))
 
 
-@pytest.mark.parametrize("name", ["stablelm"])
+@pytest.mark.parametrize("name", ["stablelm", "olmo2"])
 def test_ranks_add_up_with_norms_that_need_whole_rows(tmp_path: Path, name: str) -> None:
     check_ranks_agree(family(tmp_path, name, name), 2, checkpoints.tokens(40))
 

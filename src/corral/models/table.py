@@ -29,6 +29,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": Family("corral.models.gemma2", ("Gemma2ForCausalLM",)),
     "qwen3moe": Family("corral.models.qwen3moe", ("Qwen3MoeForCausalLM",)),
     "stablelm": Family("corral.models.stablelm", ("StableLmForCausalLM",)),
+    "olmo2": Family("corral.models.olmo2", ("Olmo2ForCausalLM",)),
     "gemma3": Family("corral.models.gemma3", ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")),
 }
 
