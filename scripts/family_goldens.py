@@ -1,8 +1,9 @@
-"""Make tests/families' goldens again: `family_goldens.py [CASE ...]`, by default of every case.
+"""Make tests/families' goldens: `family_goldens.py [CASE ...]`, again for every case by default.
 
 Needs torch and transformers (made with 2.13.0 and 5.24.0; CPU builds will do), which nothing else here does.
 For each case it stores in configs/<case>.json how transformers saves such a model (`saved`, `tensors`), and
-in goldens/<case>.npz what transformers computes in float32 for the checkpoint that the test writes.
+in goldens/<case>.npz what transformers computes in float32 for the checkpoint that the test writes. Of a new
+case, configs/<case>.json need have no more than `published`.
 """
 
 import argparse

@@ -1,4 +1,10 @@
-"""Every case of tests/families: a new family is its config in `configs/` and a row here."""
+"""Every case of tests/families.
+
+A new one is a row here and `configs/<case>.json`, at first with nothing but `published`;
+scripts/family_goldens.py adds the rest and makes the golden. Fields and conversions of GGUF that no case had
+are told to `gguf_twins.py`. If the reference agrees and the native executor misses by what keys and values
+lose in float16, `checkpoints.py` needs smaller weights for what attention adds.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
