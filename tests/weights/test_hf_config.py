@@ -165,7 +165,8 @@ def test_settings_that_nothing_reads_are_refused_unless_they_are_off_or_harmless
     )
     fields.text("rope.scaling.type")
     fields.refuse_unread()
-    for name, value in {"logit_scale": 0.5, "attn_logit_softcapping": 50.0, "num_experts": 8}.items():
+    wrong = {"logit_scale": 0.5, "attn_logit_softcapping": 50.0, "num_experts": 8, "clip_qkv": 8.0}
+    for name, value in wrong.items():
         fields = Fields(canonical_fields({name: value}), spelling=SPELLING, meaningful=is_meaningful)
         fields.text("rope.scaling.type")
         with pytest.raises(UnsupportedModel, match=f"'{name}'"):

@@ -59,6 +59,7 @@ SPELLING = {name: key for key, name in (_NAMES | _ROPE_NAMES).items()}
 # Keys that sound as if they changed what a model computes: one that is on and nothing reads is refused.
 _SUSPECT = re.compile(
     "rope|rotary|attn|attention|expert|router|sparse|window|softcap|multiplier|scal(e|ing)|mup_"
+    "|clip_qkv|parallel_residual"
 )
 _HARMLESS = frozenset(
     [
