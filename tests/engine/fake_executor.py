@@ -64,11 +64,10 @@ class FakeExecutor:
         assert 0 < len(batch.tokens) <= self.max_tokens
         owner = np.repeat(np.arange(len(batch.starts) - 1), np.diff(batch.starts))
         groups = self.cache.groups
-        assert len(batch.tables) == len(groups)
-        assert len(set(batch.slots.tolist())) == len(batch.slots)
+        assert len(batch.tables) == len(groups) and len(set(batch.slots.tolist())) == len(batch.slots)
         blocks = batch.tables[:, batch.slots[owner], batch.positions // BLOCK_SIZE]
         places = blocks * BLOCK_SIZE + batch.positions % BLOCK_SIZE
-        taken = {(group.pool, at) for group, row in zip(groups, places, strict=True) for at in row}
+        taken = {(group.pool, at) for group, row in zip(groups, places.tolist(), strict=True) for at in row}
         assert (places >= 0).all() and len(taken) == places.size, "two tokens in one place"
         for group, row in zip(groups, places, strict=True):
             self.kv[group.pool][row] = batch.tokens

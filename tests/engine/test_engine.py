@@ -59,7 +59,7 @@ def test_equal_prompts_with_different_salts_share_no_block():
     engine, prompt = make(), list(range(100))
 
     def reply(id, salt):
-        engine.add(id, prompt, greedy(3), salt)
+        engine.add(id, prompt, greedy(3), salt=salt)
         outputs = []
         while engine.has_work:
             outputs += engine.step()
@@ -70,7 +70,7 @@ def test_equal_prompts_with_different_salts_share_no_block():
         assert tokens_of(outputs) == next_tokens(prompt, 3)
         assert outputs[-1].stats.cached_tokens == cached
     for id, salt in enumerate([b"a", b"c", b"c"]):
-        engine.add(id, prompt, greedy(20), salt)
+        engine.add(id, prompt, greedy(20), salt=salt)
     engine.step()
     engine.check()
     running = engine.scheduler.running

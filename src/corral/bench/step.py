@@ -25,10 +25,9 @@ from corral.engine.load import open_model
 from corral.engine.protocol import EngineSpec
 from corral.engine.wire import HEADER, decode_from_engine, encode_frame
 from corral.executors.batch import Batch, SamplingRows, StepResult
-from corral.models.cache import CacheSpec, KVLayer
-from corral.models.program import Program
+from corral.models.cache import CacheSpec, PagedGroup
 from corral.pool.machine import usable_cores
-from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS, DeviceMemory, SamplingParams
+from corral.types import BLOCK_SIZE, MAX_TOP_LOGPROBS, SamplingParams
 
 WARM, MEASURED = 8, 64  # steps
 _SPARE = 2048  # tokens of KV for replies that go on while others are still read
@@ -79,18 +78,12 @@ def engine_costs(users: Sequence[int], prompt: int) -> list[StepCosts]:
 class NullExecutor:
     """Takes no time and gives tokens that look random: no guess at them comes true."""
 
-    cache = CacheSpec.of([KVLayer(kv_heads=1, key_size=1, value_size=1)])
+    cache = CacheSpec((PagedGroup(window=None, layers=(0,), pool=0),), block_bytes=(1,))
 
     def __init__(self, num_blocks: int, max_tokens: int, vocab_size: int):
         self.num_blocks: tuple[int, ...] = (num_blocks,)
         self.max_tokens, self.vocab_size = max_tokens, vocab_size
-        self.memory: dict[str, DeviceMemory] = {}
         self._steps = 0
-
-    @staticmethod
-    def memory_needed(program: Program, max_tokens: int) -> dict[str, DeviceMemory]:
-        """No memory."""
-        return {}
 
     def submit(self, batch: Batch) -> None:
         """There is nothing to begin."""

@@ -5,7 +5,7 @@
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from corral.engine.engine import Engine, EngineOptions
 from corral.engine.protocol import EngineSpec, Need, Ready
@@ -13,7 +13,7 @@ from corral.errors import EngineFailed, OutOfMemory
 from corral.executors.batch import Executor
 from corral.models.program import Program
 from corral.models.table import build_program
-from corral.types import BLOCK_SIZE
+from corral.types import BLOCK_SIZE, DeviceMemory
 from corral.weights.open import open_source
 from corral.weights.source import ModelSource
 
@@ -32,6 +32,17 @@ def import_ahead() -> None:
         importlib.import_module(module)
 
 
+class Loadable(Executor, Protocol):
+    """An executor that tells its memory, by device."""
+
+    memory: dict[str, DeviceMemory]  # what it has taken
+
+    @staticmethod
+    def memory_needed(program: Program, max_tokens: int) -> dict[str, DeviceMemory]:
+        """What an executor of this Program will take, without its KV cache."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class OpenModel:
     """A model whose Program is built and whose weights are still where its files are."""
@@ -39,7 +50,7 @@ class OpenModel:
     spec: EngineSpec
     source: ModelSource
     program: Program
-    executor: type[Executor]
+    executor: type[Loadable]
 
     @property
     def need(self) -> Need:
@@ -84,13 +95,13 @@ class OpenModel:
             )
         return cache.divide(kv_bytes, self.program.context_length, chunk)
 
-    def _make_executor(self, num_blocks: tuple[int, ...]) -> Executor:
+    def _make_executor(self, num_blocks: tuple[int, ...]) -> Loadable:
         spec = self.spec
         options: dict[str, Any] = {field: getattr(spec, field) for field in EXECUTORS[spec.executor][1]}
         if spec.executor == "native":
             options["on_packed"] = self.source.release
         make: Any = self.executor
-        executor: Executor = make(
+        executor: Loadable = make(
             self.program, num_blocks=num_blocks, max_tokens=spec.batch_tokens, **options
         )
         return executor

@@ -150,10 +150,6 @@ class BlockTables:
         """Free blocks, of all pools, that hold a reusable prefix."""
         return sum([pool.cached for pool in self.pools])
 
-    def wasted(self, sequence: Sequence) -> int:
-        """Places in a sequence's blocks that hold no token: in the last block of each group."""
-        return len(self._windows) * (len(sequence.tables[0]) * self.block_size - sequence.computed)
-
     def check(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless the books balance; call between steps."""
         for share in self._shares:

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corral.models.cache import CacheSpec
-from corral.models.program import Program
-from corral.types import MAX_TOP_LOGPROBS, DeviceMemory
+from corral.types import MAX_TOP_LOGPROBS
 
 I32 = NDArray[np.int32]
 U32 = NDArray[np.uint32]
@@ -142,12 +141,6 @@ class Executor(Protocol):
     cache: CacheSpec
     num_blocks: tuple[int, ...]  # of each pool of the cache
     max_tokens: int  # the largest N of a step
-    memory: dict[str, DeviceMemory]  # what it has taken, by device
-
-    @staticmethod
-    def memory_needed(program: Program, max_tokens: int) -> dict[str, DeviceMemory]:
-        """What an executor of this Program will take by device, without its KV cache. Takes nothing."""
-        ...
 
     def submit(self, batch: Batch) -> None:
         """Begin a step; ValueError if the batch does not fit. Its arrays must last until `collect` ends."""

@@ -56,9 +56,9 @@ class NativeExecutor:
         for op in program.ops:
             self._program.add(op)
         self._program.finish()
+        self._batch: Batch
         kv_bytes = self.cache.bytes_of(self.num_blocks)
         self.memory = {CPU: DeviceMemory(weight_bytes, self._program.buffer_bytes, kv_bytes)}
-        self._batch: Batch
 
     @staticmethod
     def memory_needed(program: Program, max_tokens: int) -> dict[str, DeviceMemory]:
