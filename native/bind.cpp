@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bind_array.h"
 #include "bind_ops.h"
 #include "program.h"
 
@@ -146,23 +147,12 @@ void step(Program& program, nb::handle python_batch, nb::handle python_sampling,
   program.step(batch, result);
 }
 
-// A NumPy array that owns its memory.
-template <class T>
-nb::object new_array(std::initializer_list<size_t> shape, T*& data) {
-  size_t size = 1;
-  for (size_t extent : shape) size *= extent;
-  data = new T[size];
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
-}
-
-nb::object copy_buffer(const Program& program, int index) {
+nb::ndarray<nb::numpy, float> copy_buffer(const Program& program, int index) {
   if (index < 0 || static_cast<size_t>(index) >= program.model.buffers.size()) throw nb::index_error("no such buffer");
   const auto rows = static_cast<size_t>(program.rows_in(index));
   const auto width = static_cast<size_t>(program.model.buffer(index).width);
-  float* to;
-  nb::object copy = new_array<float>({rows, width}, to);
-  for (size_t row = 0; row < rows; ++row) std::copy_n(program.row_of(index, row), width, to + row * width);
+  auto copy = new_array<float>({rows, width});
+  for (size_t row = 0; row < rows; ++row) std::copy_n(program.row_of(index, row), width, copy.data() + row * width);
   return copy;
 }
 

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_array.h"
 #include "file_blocks.h"
 #include "kernels.h"
 #include "team.h"
@@ -29,15 +30,6 @@ template <class T>
 using Rows = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Result = nb::ndarray<nb::numpy, T>;
-
-template <class T>
-Result<T> new_array(std::initializer_list<size_t> shape) {
-  size_t size = 1;
-  for (size_t extent : shape) size *= extent;
-  T* data = new T[size];
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return Result<T>(data, shape, owner);
-}
 
 using Table = nb::ndarray<const int8_t, nb::shape<16>, nb::c_contig, nb::device::cpu>;
 
@@ -193,11 +185,10 @@ std::vector<std::string> isas() {
 }
 
 void bind_matrix(nb::module_& m) {
-  nb::class_<Matrix>(m, "Matrix", "A weight matrix in panels of 8 rows.")
+  nb::class_<Matrix>(m, "Matrix", "A weight matrix in panels of 8 rows, or a stack of such matrices.")
       .def("__init__", [](Matrix* self, int rows, int cols, const std::string& isa, const std::string& codes,
                           const std::string& scales, int group, int zero, float unit,
-                          const std::optional<Table>& table,
-                          int experts) {
+                          const std::optional<Table>& table, int experts) {
             const Layout layout = layout_of(codes, scales, group, zero, unit, table);
             new (self) Matrix(rows, cols, layout, choose_kernels(isa).matmul->order, experts);
           }, nb::arg("rows"), nb::arg("cols"), nb::arg("isa"), nb::kw_only(), nb::arg("codes"), nb::arg("scales") = "none",

@@ -143,6 +143,16 @@ def test_types_of_few_bits_take_little_more_than_the_file(type_name: str, isa: s
     assert matrix.nbytes <= 1.04 * raw.nbytes * 16 / M
 
 
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("type_name", sorted(set(FORMATS) - {"F32", "F16", "BF16"}))
+def test_every_type_multiplies_near_its_dequantised_weights(type_name: str, isa: str):
+    tensor = QTensor("w", (M, K), type_name, (random_raw(type_name, M, K),))
+    x = RNG.standard_normal((3, K)).astype(np.float32)
+    out = native.matmul(pack(tensor, isa), x, 1, isa)
+    exact = x.astype(np.float64) @ tensor.dequantize().astype(np.float64).T
+    assert np.linalg.norm(out - exact) < 0.01 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
 def test_stack_of_floats_keeps_them(type_name: str):
     values = RNG.normal(0, 1, (2, M, 48)).astype(np.float32)
