@@ -149,7 +149,7 @@ def test_layer_norm_of_equal_elements_is_its_bias(isa: str) -> None:
     bias = values(32)[0]
     builder.add(LayerNorm(x, builder.weight(np.ones(32)), builder.weight(bias), x, 1e-6))
     native = NativeExecutor(builder.build(), num_blocks=1, max_tokens=3, max_sequences=1, threads=1, isa=isa)
-    native.step(make_batch(whole(3)))
+    step(native, make_batch(whole(3)))
     np.testing.assert_array_equal(native.buffer(x), np.tile(bias, (3, 1)))
 
 
@@ -333,16 +333,16 @@ def test_layers_of_two_pools_have_blocks_and_windows_of_their_own(isa: str) -> N
     reference = ReferenceExecutor(program, num_blocks=counts, max_tokens=VOCAB)
     table = np.array([np.arange(0, 24, 2), np.arange(12, 0, -1), np.arange(1, 24, 2)], np.int32)[:, None]
     for start, count in [(0, 96), (96, 80), (176, 1)]:
-        batch = replace(make_batch([Part(range(count), range(12), start, rows=[])]), blocks=table)
-        native.step(batch)
-        reference.step(batch)
+        batch = replace(make_batch([Part(range(count), range(12), start, rows=[])]), tables=table)
+        step(native, batch)
+        step(reference, batch)
         for out in outs:
             np.testing.assert_allclose(native.buffer(out), reference.buffer(out), rtol=2e-5, atol=2e-5)
     for group, most in ((0, 24), (1, 13), (2, 24)):
         wrong = table.copy()
         wrong[group, 0, 11] = most
         with pytest.raises(ValueError, match="numbers of blocks"):
-            native.step(replace(batch, blocks=wrong))
+            step(native, replace(batch, tables=wrong))
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 64, 65, 90, 300, 10000])

@@ -191,7 +191,7 @@ def test_layer_norm_moves_and_scales_rows_by_their_own_mean_and_variance() -> No
     x, out = builder.table(table), builder.buffer(40)
     builder.add(LayerNorm(x, builder.weight(weight), builder.weight(bias), out, 0.5))
     executor = ReferenceExecutor(builder.build(), num_blocks=1, max_tokens=8)
-    executor.step(make_batch([Part([1, 5, 7], [0], rows=[])]))
+    step(executor, make_batch([Part([1, 5, 7], [0], rows=[])]))
     rows = table[[1, 5, 7]]
     mean, variance = rows.mean(axis=1, keepdims=True), rows.var(axis=1, keepdims=True)
     wanted = (rows - mean) / np.sqrt(variance + 0.5) * weight + bias

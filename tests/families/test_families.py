@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hf_folders
-from batches import Part, blocks_for, make_batch
+from batches import Part, blocks_for, make_batch, step
 from corral.executors.batch import Executor, StepResult
 from corral.executors.reference import ReferenceExecutor
 from corral.models.program import Program
@@ -114,9 +114,9 @@ def follow(executor: Executor, schedule: Schedule) -> dict[tuple[int, int], tupl
     """Run the steps; the result, and the row in it, of every position of every sequence."""
     blocks = blocks_for(COUNT)
     found = {}
-    for step in schedule:
+    for ranges in schedule:
         parts, targets, places = [], [], []
-        for sequence, start, stop in step:
+        for sequence, start, stop in ranges:
             text = NOISE if sequence == 2 else TOKENS
             own = [len(blocks) * sequence + block for block in blocks]
             parts.append(Part(text[start:stop], own, start))
