@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from corral.engine.admission import Limits, check_request
-from corral.engine.protocol import Load, Output, Ready
+from corral.engine.protocol import Occupancy, Output, Ready
 from corral.errors import ModelNotFound
 from corral.store.local import StoredModel
 from corral.store.names import ModelName
@@ -123,7 +123,7 @@ class FakeEngine:
             memory={CPU: DeviceMemory(weights=1000, buffers=50, kv=3321)},
         )
     )
-    load: Load = field(default_factory=Load)
+    occupancy: Occupancy = field(default_factory=Occupancy)
 
     def healthy(self) -> bool:
         return self.alive

@@ -43,8 +43,8 @@ def test_many_together_equal_each_alone_with_any_chunking_and_preemption(batch_t
     outputs = run(engine, {id: (prompt, greedy(30)) for id, prompt in prompts.items()})
     for id, prompt in prompts.items():
         assert tokens_of(outputs[id]) == next_tokens(prompt, 30)
-    assert engine.load.preemptions > 0 or num_blocks == 64 or batch_tokens < 5
-    assert engine.load.blocks_used == 0
+    assert engine.occupancy.preemptions > 0 or num_blocks == 64 or batch_tokens < 5
+    assert engine.occupancy.blocks_used == 0
 
 
 def test_second_asking_takes_the_prompt_from_the_cache_and_answers_the_same():
@@ -92,7 +92,7 @@ def test_sampled_results_with_a_seed_do_not_depend_on_company_or_preemption():
     crowd = {id: ([id] * 20, SamplingParams(max_tokens=30)) for id in range(8)}
     engine = make(FakeExecutor(num_blocks=9))
     assert tokens_of(run(engine, crowd | {99: ([4] * 20, params)})[99]) == alone
-    assert engine.load.preemptions
+    assert engine.occupancy.preemptions
 
 
 def test_requests_without_a_seed_differ_and_neighbouring_seeds_do_too():
@@ -198,7 +198,7 @@ def test_prompt_scores_with_a_reply_come_once_with_the_first_output_even_after_p
     scored = prompt, greedy(30), Scores(0, 0)
     engine = make(FakeExecutor(num_blocks=9))
     outputs = run(engine, crowd | {9: scored})[9]
-    assert engine.load.preemptions
+    assert engine.occupancy.preemptions
     assert [len(output.prompt_logprobs) for output in outputs] == [40] + [0] * 29
     assert tokens_of(outputs) == next_tokens(prompt, 30)
 
@@ -249,11 +249,11 @@ def test_cancel_frees_the_blocks_and_gives_no_more_output():
     engine.add(1, [1] * 40, GREEDY)
     engine.add(2, [2] * 40, GREEDY)
     engine.step()
-    used = engine.load.blocks_used
+    used = engine.occupancy.blocks_used
     engine.cancel(1)
     engine.cancel(1)
     engine.cancel(77)
-    assert engine.load.blocks_used == used // 2
+    assert engine.occupancy.blocks_used == used // 2
     assert {output.id for output in engine.step()} == {2}
     engine.check()
 
@@ -297,11 +297,11 @@ def test_load_counts_tokens_in_used_blocks():
     engine = make()
     engine.add(1, list(range(40)), greedy(60))
     engine.step()
-    load = engine.load
+    load = engine.occupancy
     assert (load.running, load.blocks_used, load.tokens_held) == (1, 3, 40)
     engine.add(2, list(range(40)), greedy(60))
     engine.step()
-    load = engine.load
+    load = engine.occupancy
     assert (load.running, load.blocks_used, load.tokens_held) == (2, 4, 32 + 9 + LEAST_READING)
 
 
@@ -322,7 +322,7 @@ def test_replies_longer_than_windows_are_right_in_pools_that_are_short(kv_window
     engine = make(FakeExecutor(num_blocks=num_blocks, kv_windows=kv_windows, pools=pools), batch_tokens=48)
     outputs = run(engine, requests)
     assert {id: tokens_of(outputs[id]) for id in outputs} == expected
-    assert engine.load.preemptions > 0 and engine.load.blocks_used == 0
+    assert engine.occupancy.preemptions > 0 and engine.occupancy.blocks_used == 0
     for cached in (False, True):
         alone = run(engine, {9: (requests[3][0] + expected[3], greedy(9))})[9]
         assert tokens_of(alone) == next_tokens(requests[3][0] + expected[3], 9)
@@ -364,7 +364,7 @@ def test_random_life_is_right_token_for_token(data):
         engine.check()
     for id, tokens in expected.items():
         assert tokens is None or got[id] == tokens
-    assert engine.load.blocks_used == 0
+    assert engine.occupancy.blocks_used == 0
 
 
 def test_rows_have_their_requests_seed_and_their_tokens_index():

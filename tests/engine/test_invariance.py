@@ -115,7 +115,7 @@ def test_replies_do_not_depend_on_how_they_are_computed(executor_name, program, 
         assert_same(executor_name, alone, run(engine, wanted))  # with the cache hot
     short = make(executor_name, program, num_blocks=14, drafts=False)
     assert_same(executor_name, alone, run(short, wanted))
-    assert short.load.preemptions > 0
+    assert short.occupancy.preemptions > 0
 
 
 def test_a_context_far_beyond_the_window_is_read_as_if_every_block_were_kept(executor_name, program):

@@ -48,13 +48,13 @@ def assert_same(requests, **options):
     drafted = run(engine, requests)
     for id in requests:
         assert told(drafted[id]) == told(plain[id])
-    assert engine.load.blocks_used == 0
+    assert engine.occupancy.blocks_used == 0
     return engine
 
 
 def test_right_drafts_save_steps_and_are_counted():
     engine = assert_same({1: ([1, 2, 3], GREEDY)})
-    load = engine.load
+    load = engine.occupancy
     assert load.steps + load.accepted == 60
     assert 0 < load.accepted <= load.drafted and load.steps < 30
 
@@ -62,14 +62,14 @@ def test_right_drafts_save_steps_and_are_counted():
 def test_no_drafts_where_they_are_switched_off():
     engine = make(drafts=False)
     assert all(len(output.tokens) == 1 for output in run(engine, {1: ([1, 2, 3], GREEDY)})[1])
-    assert engine.load.drafted == 0
+    assert engine.occupancy.drafted == 0
 
 
 def test_no_drafts_where_they_do_not_pay(monkeypatch):
     monkeypatch.setattr(Pace, "draft_chance", lambda self, crowd: 1.0)
     engine = make()
     run(engine, {1: ([1, 2, 3], GREEDY)})
-    assert engine.load.drafted == 0
+    assert engine.occupancy.drafted == 0
 
 
 def test_guesses_are_judged_also_while_none_is_verified(monkeypatch):
@@ -101,18 +101,18 @@ def test_a_stop_token_among_right_drafts_ends_the_reply_there():
 
 def test_drafts_stay_within_a_full_cache():
     engine = assert_same({1: ([1] * 5, SamplingParams(temperature=0))}, num_blocks=2)
-    assert engine.load.accepted > 0
+    assert engine.occupancy.accepted > 0
 
 
 def test_drafts_never_preempt_and_survive_preemption():
     requests = {id: ([id] * 20, SamplingParams(temperature=0, max_tokens=60)) for id in range(8)}
     engine = assert_same(requests, num_blocks=12)
-    assert engine.load.preemptions and engine.load.accepted
+    assert engine.occupancy.preemptions and engine.occupancy.accepted
 
 
 def test_drafts_and_sliding_windows_that_drop_blocks_agree():
     requests = {id: ([id, 5] * 20, SamplingParams(temperature=0, max_tokens=90)) for id in range(4)}
-    assert assert_same(requests, num_blocks=90, kv_windows=(None, 20)).load.accepted
+    assert assert_same(requests, num_blocks=90, kv_windows=(None, 20)).occupancy.accepted
 
 
 def test_only_what_was_said_is_found_in_the_prefix_cache():
@@ -197,4 +197,4 @@ def test_real_executors_say_the_same_bits_with_drafts(name, program):
                 assert one == other, id
             else:  # numpy's sums differ with the number of rows
                 assert one[0] == other[0] and one[3:] == other[3:], id
-    assert engine.load.accepted > 100 and engine.load.accepted < engine.load.drafted
+    assert engine.occupancy.accepted > 100 and engine.occupancy.accepted < engine.occupancy.drafted

@@ -6,7 +6,7 @@ import pytest
 
 from corral.engine import wire, worker
 from corral.engine.admission import Limits, check_request
-from corral.engine.protocol import Load, Output, Step
+from corral.engine.protocol import Occupancy, Output, Step
 from corral.errors import InvalidRequest
 from corral.types import MAX_TOP_LOGPROBS, SamplingParams, Scores, TokenLogprob
 
@@ -16,12 +16,12 @@ def test_outputs_too_long_for_one_frame_go_in_several(monkeypatch) -> None:
     monkeypatch.setattr(wire, "MAX_FRAME", 600)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        worker._send_step(theirs, Step(Load(running=3), outputs))
+        worker._send_step(theirs, Step(Occupancy(running=3), outputs))
         found = []
         while len(found) < len(outputs):
             body = ours.recv(wire.frame_length(ours.recv(wire.HEADER)))
             step = wire.decode_from_engine(body)
-            assert isinstance(step, Step) and step.load.running == 3
+            assert isinstance(step, Step) and step.occupancy.running == 3
             found += step.outputs
     assert found == outputs
 
@@ -41,5 +41,5 @@ def test_the_longest_prompt_that_may_be_scored_fits_one_frame(alternatives: int)
             high = middle
     score = TokenLogprob(limits.vocab_size - 1, -12.345, ((limits.vocab_size - 1, -12.345),) * alternatives)
     assert low > 100_000
-    one = len(wire.encode_frame(Step(Load(), [Output(id=1, prompt_logprobs=[score] * 1000)])))
+    one = len(wire.encode_frame(Step(Occupancy(), [Output(id=1, prompt_logprobs=[score] * 1000)])))
     assert one * low / 1000 < wire.MAX_FRAME

@@ -95,7 +95,7 @@ def test_disconnect_frees_the_engine(live: LiveServer) -> None:
     connection.recv(4096)
     connection.close()
     live.wait_for(lambda: live.drain.in_flight == 0)
-    live.wait_for(lambda: engine.load.running == engine.load.waiting == 0)
+    live.wait_for(lambda: engine.occupancy.running == engine.occupancy.waiting == 0)
 
 
 def test_killed_engine_is_an_error_and_then_works_again(live: LiveServer) -> None:

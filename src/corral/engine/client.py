@@ -18,9 +18,9 @@ from corral.engine.protocol import (
     Cancel,
     EngineSpec,
     FromEngine,
-    Load,
     LoadFailed,
     Need,
+    Occupancy,
     Output,
     Ready,
     Reserve,
@@ -48,7 +48,7 @@ class EngineClient:
 
     def __init__(self, spec: EngineSpec, process: EngineProcess, step_timeout: float):
         self.spec = spec
-        self.load = Load()
+        self.occupancy = Occupancy()
         self.ready: Ready  # once it is loaded
         loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[EngineFailed] = loop.create_future()
@@ -186,7 +186,7 @@ class EngineClient:
             raise BadFrame("the engine process loaded twice")
         self._frames += 1
         self._last_frame = asyncio.get_running_loop().time()
-        self.load = message.load
+        self.occupancy = message.occupancy
         takers = self._takers
         for output in message:
             take = takers.pop(output.id, None) if output.finish else takers.get(output.id)

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from corral.engine.admission import Limits, check_request
 from corral.engine.arrays import BatchArrays, Rows, RowSpan
 from corral.engine.pace import Pace
-from corral.engine.protocol import Load, Output, Step
+from corral.engine.protocol import Occupancy, Output, Step
 from corral.engine.request import Request
 from corral.engine.scheduler import Demand, Plan, Scheduler
 from corral.engine.tables import BlockTables
@@ -83,11 +83,11 @@ class Engine:
         return bool(self._requests or self._done)
 
     @property
-    def load(self) -> Load:
+    def occupancy(self) -> Occupancy:
         """How full the engine is."""
         scheduler = self.scheduler
         used = scheduler.tables.used
-        return Load(
+        return Occupancy(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             blocks_used=used,
@@ -114,7 +114,7 @@ class Engine:
         for sequence in plan.preempted:
             self._arrays.leave(self._requests[sequence.id])
         if not plan.chunks:
-            return Step(self.load, outputs)
+            return Step(self.occupancy, outputs)
         begun = self._spend("schedule", begun)
         chunks = [(self._requests[sequence.id], count) for sequence, count in plan.chunks.items()]
         batch, rows = self._arrays.pack(chunks)
@@ -124,7 +124,7 @@ class Engine:
             result = self._compute(batch, rows, begun)
         except ValueError as error:
             outputs += [self._fail(request, f"the step failed: {error}") for request, _ in chunks]
-            return Step(self.load, outputs)
+            return Step(self.occupancy, outputs)
         begun = time.perf_counter()
         step = self._finish(plan, rows, result, outputs)
         self._spend("finish", begun)
@@ -182,7 +182,7 @@ class Engine:
         for span in rows.sampled:
             if span.request.slot >= 0:  # its scores may just have failed it
                 outputs.append(self._take_tokens(span, sampled, result))
-        return Step(self.load, outputs, ids, tokens)
+        return Step(self.occupancy, outputs, ids, tokens)
 
     def _take_scores(self, span: RowSpan, sampled: list[int], result: StepResult) -> list[Output]:
         """An output if the request ends with these scores."""

@@ -109,7 +109,7 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
 
 
-class Load(msgspec.Struct, frozen=True):
+class Occupancy(msgspec.Struct, frozen=True):
     """How full the engine is after a step."""
 
     running: int = 0
@@ -130,7 +130,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
     lists of integers are encoded and decoded in a tenth of the time of as many Outputs.
     """
 
-    load: Load
+    occupancy: Occupancy
     outputs: list[Output] = []
     ids: list[int] = []
     tokens: list[int] = []

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         return _OK
     gc.freeze()  # a step's collections need not walk what stays
     gc.enable()
-    return serve(engine, connection)
+    return answer_requests(engine, connection)
 
 
 def _load(spec: EngineSpec, connection: socket.socket) -> Engine | None:
@@ -90,7 +90,7 @@ def _harden() -> None:
     faulthandler.enable()
 
 
-def serve(engine: Engine, connection: socket.socket) -> int:
+def answer_requests(engine: Engine, connection: socket.socket) -> int:
     """Answer requests until the server is gone."""
     inbox: queue.SimpleQueue[Add | Cancel] = queue.SimpleQueue()
     threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()
@@ -155,7 +155,7 @@ def _send_step(connection: socket.socket, step: Step) -> None:
         _send(connection, step)
     except BadFrame:
         for output in step:
-            _send(connection, Step(step.load, [output]))
+            _send(connection, Step(step.occupancy, [output]))
 
 
 def _send(connection: socket.socket, message: FromEngine) -> None:

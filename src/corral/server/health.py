@@ -41,4 +41,4 @@ def _fullness(model: LoadedModel) -> dict[str, object]:
     ready = model.engine.ready
     kv = {"num_blocks": ready.num_blocks, "block_size": ready.block_size}
     memory = {"memory": msgspec.to_builtins(ready.memory)}
-    return {"name": str(model.stored.name), **kv, **memory, **msgspec.structs.asdict(model.engine.load)}
+    return {"name": str(model.stored.name), **kv, **memory, **msgspec.structs.asdict(model.engine.occupancy)}
