@@ -33,16 +33,17 @@ int main(int argc, char** argv) {
   BatchAttention attention(team, kernels.attend);
   const int table = (context + rows + kKvBlock - 1) / kKvBlock, num_blocks = users * table;
   std::mt19937 random(1);
-  std::vector<int32_t> positions, starts{0}, blocks(static_cast<size_t>(num_blocks));
+  std::vector<int32_t> positions, starts{0}, slots, blocks(static_cast<size_t>(num_blocks));
   for (int i = 0; i < num_blocks; ++i) {  // as users grow side by side
     blocks[static_cast<size_t>(i)] = i % table * users + i / table;
   }
   for (int user = 0; user < users; ++user) {
     for (int row = 0; row < rows; ++row) positions.push_back(context + row);
     starts.push_back(static_cast<int32_t>(positions.size()));
+    slots.push_back(user);
   }
-  const Batch batch{.tokens = positions, .positions = positions, .starts = starts, .blocks = blocks, .groups = 1,
-                    .table = table, .rows = {}, .sampling = {}};
+  const Batch batch{.tokens = positions, .positions = positions, .starts = starts, .slots = slots, .tables = blocks,
+                    .groups = 1, .all_slots = users, .table = table, .rows = {}, .sampling = {}, .inputs = {}};
   for (const auto& model : kModels) {
     std::vector<KVCache> caches;
     caches.reserve(model.layers);
