@@ -110,7 +110,7 @@ def test_many_requests_stream_side_by_side(model_path):
                 assert tokens_of(one) == tokens_of(other)
                 assert len(tokens_of(one)) == 6 and one[-1].finish == FinishReason.LENGTH
             assert client.ready.context_length == 512 and client.ready.block_size == 16
-            assert client.healthy() and client.load.steps + client.load.accepted >= 36
+            assert client.healthy() and client.occupancy.steps + client.occupancy.accepted >= 36
 
     asyncio.run(scenario())
 
@@ -134,8 +134,8 @@ async def stand_still(client):
     """Stop the process and hear all that it has said: what it then does is what it does after a message."""
     os.kill(client.pid, signal.SIGSTOP)
     steps = -1
-    while steps != client.load.steps:
-        steps = client.load.steps
+    while steps != client.occupancy.steps:
+        steps = client.occupancy.steps
         await asyncio.sleep(0.05)
     return steps
 
@@ -148,18 +148,18 @@ def test_leaving_a_stream_frees_its_blocks(model_path, how):
                 async with aclosing(outputs_of(client, [1] * 33, ENDLESS)) as outputs:
                     await anext(outputs)
                     await anext(outputs)
-                    assert holds_its_blocks(client.load)
+                    assert holds_its_blocks(client.occupancy)
                     steps = await stand_still(client)
             else:
                 task = asyncio.create_task(collect(client, [1] * 33, ENDLESS))
-                await until(lambda: holds_its_blocks(client.load))
+                await until(lambda: holds_its_blocks(client.occupancy))
                 steps = await stand_still(client)
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
             os.kill(client.pid, signal.SIGCONT)
-            await until(lambda: client.load.blocks_used == 0)
-            assert client.load.running == 0 and client.load.steps <= steps + 2
+            await until(lambda: client.occupancy.blocks_used == 0)
+            assert client.occupancy.running == 0 and client.occupancy.steps <= steps + 2
 
     asyncio.run(scenario())
 
