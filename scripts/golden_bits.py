@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from corral._native import isas  # noqa: E402
-from executors.test_bits import FILE, compute_bits  # type: ignore[import-not-found]  # noqa: E402
+from executors.test_bits import FILE, compute_bits  # noqa: E402
 
 
 def main() -> int:

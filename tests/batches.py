@@ -88,3 +88,17 @@ def with_columns(rows: SamplingRows, **columns: Any) -> SamplingRows:
     for name, values in columns.items():
         changed[name] = values
     return replace(rows, columns=changed)
+
+
+def score(executor: Any, tokens: np.ndarray) -> StepResult:
+    """Top 20 at every position, in one step; the row of position i is scored for token i + 1."""
+    count = len(tokens)
+    return step(
+        executor,
+        make_batch(
+            [Part(tokens, blocks_for(count))],
+            groups=len(executor.cache.groups),
+            target=np.append(tokens[1:], 0).astype(np.int32),
+            logprobs=np.full(count, 20, np.int32),
+        ),
+    )

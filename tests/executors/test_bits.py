@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batches import Part, blocks_for, make_batch, step
+from batches import score
 from corral.engine.engine import Engine, EngineOptions
 from corral.models.table import build_program
 from corral.types import SamplingParams, Scores
@@ -52,16 +52,7 @@ def compute_bits(path: Path, model: str, isa: str) -> dict[str, Any]:
 
 
 def _score_digest(executor: Any, tokens: np.ndarray) -> str:
-    count = len(tokens)
-    result = step(
-        executor,
-        make_batch(
-            [Part(tokens, blocks_for(count))],
-            groups=len(executor.cache.groups),
-            target=np.append(tokens[1:], 0).astype(np.int32),
-            logprobs=np.full(count, 20, np.int32),
-        ),
-    )
+    result = score(executor, tokens)
     digest = hashlib.sha256()
     for array in (result.tokens, result.logprobs, result.top_tokens, result.top_logprobs):
         digest.update(np.ascontiguousarray(array).tobytes())

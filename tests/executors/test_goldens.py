@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batches import Part, blocks_for, make_batch, step
+from batches import Part, blocks_for, make_batch, score, step
 from corral.engine.engine import Engine, EngineOptions
 from corral.executors.batch import Executor, StepResult
 from corral.executors.reference import ReferenceExecutor
@@ -81,20 +81,6 @@ def make_native(program: Program) -> Executor:
 
     num_blocks = 20 * len(program.cache.groups)
     return NativeExecutor(program, num_blocks=num_blocks, max_tokens=MAX_TOKENS, max_sequences=1, threads=2)
-
-
-def score(executor: Executor, tokens: np.ndarray) -> StepResult:
-    """Top 20 at every position, in one step; the row of position i is scored for token i + 1."""
-    count = len(tokens)
-    return step(
-        executor,
-        make_batch(
-            [Part(tokens, blocks_for(count))],
-            groups=len(executor.cache.groups),
-            target=np.append(tokens[1:], 0).astype(np.int32),
-            logprobs=np.full(count, 20, np.int32),
-        ),
-    )
 
 
 def divergences(result: StepResult, golden: Golden) -> Iterator[float]:

@@ -77,9 +77,8 @@ class _Others:
     def _want(self, request: Request, index: int, count: int) -> RowSpan:
         """The logits that tell of tokens index .. index + count of the request added last."""
         span = RowSpan(request, self.before + len(self.rows), count, index)
-        row = (
-            self.starts[-1] - 1 - (self.positions[-1] - (index - 1))
-        )  # of the token before the first of them
+        # Of the token before the first of them: so many rows before the request's last one.
+        row = self.starts[-1] - 1 - (self.positions[-1] - (index - 1))
         self.rows += range(row, row + count)
         self.row_slots += [request.slot] * count
         self.indexes += range(index, index + count)

@@ -22,8 +22,6 @@ PUBLISHED = Published(
     fields={
         "norm.offset": Constant(1.0),
         "attention.query_size": "query_pre_attn_scalar",
-        "attn_logit_softcapping": "attn_logit_softcapping",
-        "final_logit_softcapping": "final_logit_softcapping",
     },
     tensors={**PUBLISHED_TENSORS, **PUBLISHED_QK_NORMS, **PUBLISHED_SANDWICH_NORMS},
 )
